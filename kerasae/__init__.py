@@ -1,0 +1,1 @@
+"""kerasae: autoencoders for Keras 3."""
