@@ -1,1 +1,42 @@
-"""kerasae: autoencoders for Keras 3."""
+"""kerasae: autoencoders for Keras 3.
+
+Importing the package registers its classes with Keras, so that `keras.saving.load_model` needs no `custom_objects`. Everything else
+(data, figures, export, the zoo) loads when it is first used.
+"""
+
+import importlib
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+__version__ = version("kerasae")
+
+_ROOMS = (
+    "builders",
+    "data",
+    "export",
+    "figures",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "networks",
+    "zoo",
+)
+
+__all__ = ["__version__", *_ROOMS]
+
+
+def __getattr__(name):
+    if name in _ROOMS:
+        return importlib.import_module(f"kerasae.{name}")
+    raise AttributeError(f"module 'kerasae' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)
+
+
+# The `kerasae` command answers `--help` and `zoo list` without TensorFlow, and imports the models itself where it needs them.
+if Path(sys.argv[0] if sys.argv else "").stem != "kerasae":
+    importlib.import_module("kerasae.models")

@@ -1,0 +1,194 @@
+"""ONNX files: conversion by tf2onnx, then exact names, shapes, documentation and checks."""
+
+import contextlib
+import logging
+import re
+import warnings
+
+import numpy as np
+
+from kerasae.export.parts import ExportError, is_random
+
+MIN_OPSET, MAX_OPSET = 13, 25
+# What ONNX Runtime has run since 1.18, in its web and Node.js builds too.
+DEFAULT_OPSET = 21
+# ONNX Runtime refuses the newest; this one belongs to opset 21.
+IR_VERSION = 10
+# tf2onnx writes opsets up to 18; newer ones are reached from 17 by onnx's own converter.
+_MAX_CONVERTED, _LIFTED_FROM = 18, 17
+
+_INSTEAD = {
+    "ArgMax": "`keras.ops.top_k(x, 1)`",
+    "ArgMin": "`keras.ops.top_k(-x, 1)`",
+    "CudnnRNN": "`use_cudnn=False` in the recurrent layer",
+    "CudnnRNNV2": "`use_cudnn=False` in the recurrent layer",
+    "CudnnRNNV3": "`use_cudnn=False` in the recurrent layer",
+}
+
+
+def convert(part, function, opset, metadata):
+    """A part as a checked ONNX model.
+
+    Args:
+        part: `Part`.
+        function: its traced `tf.function`.
+        opset: of the standard operators, 13 to 25.
+        metadata: `{key: text}` for the file's `metadata_props`; `producer` and `kerasae_version` also name its producer.
+
+    Returns:
+        `onnx.ModelProto`: the part's ports in order, a symbolic `batch`, standard operators only.
+
+    Raises:
+        ExportError: where tf2onnx, onnx's version converter or its checker fail; names the part, and the operator where it is one.
+    """
+    import onnx
+    from onnx import version_converter
+
+    model = _converted(part, function, opset if opset <= _MAX_CONVERTED else _LIFTED_FROM)
+    _inline_captured(model, function.get_concrete_function())
+    if opset > _MAX_CONVERTED:
+        try:
+            model = version_converter.convert_version(model, opset)
+        except Exception as error:  # a bare RuntimeError or worse
+            raise ExportError(
+                f"The {part.name} can't be lifted to ONNX opset {opset}: {error} Use an opset of at most {_MAX_CONVERTED}."
+            ) from error
+    model.ir_version = IR_VERSION
+    _set_ports(model.graph.input, part, part.inputs)
+    _set_ports(model.graph.output, part, part.outputs)
+    # Shapes of inner tensors are optional, and tf2onnx's have other names for the batch.
+    del model.graph.value_info[:]
+    model.graph.name = part.name
+    model.doc_string = model.graph.doc_string = f"{metadata['family']}, {part.name}: {part.meaning}."
+    model.producer_name, model.producer_version = metadata["producer"], metadata["kerasae_version"]
+    onnx.helper.set_model_props(model, {**metadata, "part": part.name})
+    _check(model, part)
+    return model
+
+
+def _converted(part, function, opset):
+    """tf2onnx's model. It logs what it can't convert and writes an invalid model: here, each logged error is raised."""
+    import tf2onnx
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch_tf2onnx()  # it works around NumPy 2 in tf2onnx, and warns of its own workaround
+    failure = None
+    with _logged_errors() as errors:
+        try:
+            model, _ = tf2onnx.convert.from_function(
+                function, input_signature=function.input_signature, opset=opset, custom_op_handlers=_handlers()
+            )
+        except Exception as error:  # tf2onnx fails in many ways
+            failure = error
+    if not errors and failure is None:
+        return model
+    unsupported = dict(re.findall(r"Tensorflow op \[(.+?): (\w+)\] is not supported", "\n".join(errors)))
+    reasons = []
+    for node, operator in unsupported.items():
+        instead = f"; use {_INSTEAD[operator]} instead" if operator in _INSTEAD else ""
+        reasons.append(f"operator {operator} (at {node}) has no counterpart in ONNX{instead}")
+    reasons = reasons or [error.strip().splitlines()[0] for error in errors] or [f"{type(failure).__name__}: {failure}"]
+    raise ExportError(
+        f"The {part.name} can't be converted to ONNX: {'. '.join(reasons)}. Replace it by operations that ONNX has, or export "
+        'with formats=("saved_model",).'
+    ) from failure
+
+
+@contextlib.contextmanager
+def _logged_errors():
+    """A list of what tf2onnx logs as errors, while it is kept from logging anything elsewhere."""
+    errors = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: errors.append(record.getMessage())
+    logger = logging.getLogger("tf2onnx")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False
+    logger.handlers = [handler]
+    try:
+        yield errors
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate, logger.handlers = before[1:]
+
+
+def _handlers():
+    """Of operators that tf2onnx can't convert but ONNX can express: exact gelu, `log1p`, `expm1` (celu)."""
+    import tf2onnx
+
+    def handler(build):
+        def convert_node(graph, node, name, _):
+            source, output = node.input[0], node.output[0]
+            shapes, dtypes = node.output_shapes, node.output_dtypes
+            dtype = tf2onnx.utils.map_onnx_to_numpy_type(dtypes[0])
+            graph.remove_node(name)
+            one = graph.make_const(tf2onnx.utils.make_name(name), np.array(1, dtype)).output[0]
+            kind, operands = build(lambda *call: graph.make_node(call[0], list(call[1:])).output[0], source, one)
+            graph.make_node(kind, operands, outputs=[output], name=name, shapes=shapes, dtypes=dtypes)
+
+        return convert_node, []
+
+    return {
+        "Erfc": handler(lambda make, x, one: ("Sub", [one, make("Erf", x)])),
+        "Log1p": handler(lambda make, x, one: ("Log", [make("Add", one, x)])),
+        "Expm1": handler(lambda make, x, one: ("Sub", [make("Exp", x), one])),
+    }
+
+
+def _inline_captured(model, concrete):
+    """Turns inputs that are constants which the function captured, such as `Normalization`'s mean, into initializers."""
+    from onnx import numpy_helper
+
+    placeholders = [tensor.name for tensor in concrete.inputs[len(concrete.inputs) - len(concrete.captured_inputs) :]]
+    captured = dict(zip(placeholders, concrete.captured_inputs, strict=True))
+    for port in [port for port in model.graph.input if port.name in captured]:
+        model.graph.initializer.append(numpy_helper.from_array(captured[port.name].numpy(), port.name))
+        model.graph.input.remove(port)
+
+
+def _set_ports(values, part, ports):
+    """Order, shapes, symbolic names and documentation of a graph's inputs or outputs."""
+    by_name = {value.name: value for value in values}
+    if sorted(by_name) != sorted(port.name for port in ports):
+        raise ExportError(
+            f"The {part.name} as ONNX has ports {sorted(by_name)}, where {[port.name for port in ports]} were expected."
+        )
+    ordered = [by_name[port.name] for port in ports]
+    for value, port in zip(ordered, ports, strict=True):
+        tensor = value.type.tensor_type
+        value.doc_string = port.meaning
+        del tensor.shape.dim[:]
+        for size in port.dims:
+            tensor.shape.dim.add(**{"dim_param" if isinstance(size, str) else "dim_value": size})
+    del values[:]
+    values.extend(ordered)
+
+
+def _check(model, part):
+    """Raises unless the model is valid, deterministic, and made of standard operators."""
+    import onnx
+
+    nodes = list(_nodes(model.graph))
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
+    if foreign:
+        raise ExportError(f"The {part.name} as ONNX needs operators outside the standard: {foreign}")
+    random = sorted({node.op_type for node in nodes if is_random(node.op_type)})
+    if random:
+        raise ExportError(f"The {part.name} as ONNX draws random numbers: {random}")
+    for opset in [opset for opset in model.opset_import if opset.domain not in ("", "ai.onnx")]:
+        model.opset_import.remove(opset)  # declared by tf2onnx, used by no node
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The {part.name} as ONNX fails onnx's checker: {error}") from error
+
+
+def _nodes(graph):
+    """Every node, those of branches and loop bodies included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(inner)

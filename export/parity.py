@@ -1,0 +1,200 @@
+"""Proof that the files compute what the model computes: run in a fresh process without Keras, compared with Keras here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from kerasae import checks
+from kerasae.export.parts import ExportError
+
+BATCH_SIZES = (1, 7)
+
+
+def check_examples(x, model, part):
+    """Examples for the check, one batch after another: `x`'s own, repeated if they are few, or generated ones.
+
+    Args:
+        x: the user's examples, or `None`.
+        model: kerasae model.
+        part: `Part` whose first input takes them.
+
+    Returns:
+        Array, `(sum(BATCH_SIZES), ...)`.
+
+    Raises:
+        ValueError: if `x` doesn't fit, or is needed and missing.
+    """
+    port, num_examples = part.inputs[0], sum(BATCH_SIZES)
+    if x is not None:
+        is_unit_interval = port.value_range == (0.0, 1.0)
+        x = checks.array(x, port.shape[1:], name="x", unit_interval=is_unit_interval)
+        return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)].astype(port.dtype)
+    is_number = port.dtype == "uint8" or "float" in port.dtype
+    if None in port.shape[1:] or not is_number:
+        raise ValueError(
+            f"The model takes examples of shape {tuple(port.dims)} and type {port.dtype}, for which none can be made up. Pass a few as `x`."
+        )
+    shape, random = (num_examples, *port.shape[1:]), np.random.default_rng(0)
+    if port.dtype == "uint8":
+        return random.integers(0, 256, shape, dtype="uint8")
+    return (random.random(shape) if port.value_range else random.standard_normal(shape)).astype(port.dtype)
+
+
+def batches(parts, model, examples):
+    """`{part: {batch size: {port: array}}}`: inputs of every part; the decoder's are codes of the examples."""
+    # On the CPU, where float32 is float32: a GPU may multiply in TF32.
+    with tf.device("/CPU:0"):
+        codes = np.asarray(model.code_of(model.encoder(examples, training=False)))
+    values = {"x": examples, "z": codes}
+    rows, start = {}, 0
+    for size in BATCH_SIZES:
+        rows[size] = slice(start, start + size)
+        start += size
+    return {
+        part.name: {size: {port.name: values[port.name][rows[size]] for port in part.inputs} for size in BATCH_SIZES}
+        for part in parts
+    }
+
+
+def references(parts, inputs):
+    """`{part: {batch size: {port: array}}}`: what the model answers, in Keras, on the CPU.
+
+    Raises:
+        ExportError: if it answers NaN or infinity.
+    """
+    answers = {}
+    for part in parts:
+        answers[part.name] = {}
+        for size, feed in inputs[part.name].items():
+            with tf.device("/CPU:0"):
+                outputs = part.reference(*feed.values())
+            outputs = {port.name: np.asarray(output) for port, output in zip(part.outputs, outputs, strict=True)}
+            for name, output in outputs.items():
+                if not np.isfinite(output.astype("float64")).all():
+                    raise ExportError(f"The model's {part.name} gives NaN or infinity in {name}: it can't be checked.")
+            answers[part.name][size] = outputs
+    return answers
+
+
+def replay(parts, inputs, bundle, formats, workspace):
+    """Runs every file of a bundle in a fresh process.
+
+    Args:
+        parts: list of `Part`.
+        inputs: of `batches`.
+        bundle: folder with the files.
+        formats: which formats it holds.
+        workspace: empty folder for what goes to and from the process.
+
+    Returns:
+        `{(format, part, batch size): {port: array}}`.
+
+    Raises:
+        ExportError: if a file can't be loaded or run; names the part and the format.
+    """
+    workspace.mkdir()
+    task = {
+        "batch_sizes": BATCH_SIZES,
+        "parts": [
+            {
+                "name": part.name,
+                "signature": part.signature,
+                "inputs": [port.name for port in part.inputs],
+                "outputs": [port.name for port in part.outputs],
+            }
+            for part in parts
+        ],
+        "onnx": str(bundle) if "onnx" in formats else None,
+        "saved_model": str(bundle / "saved_model") if "saved_model" in formats else None,
+    }
+    (workspace / "task.json").write_text(json.dumps(task))
+    arrays = {
+        f"{part}.{size}.{name}": array
+        for part, sizes in inputs.items()
+        for size, feed in sizes.items()
+        for name, array in feed.items()
+    }
+    np.savez(workspace / "inputs.npz", **arrays)
+    process = subprocess.run(
+        # -P: the script's own folder is no place to import from.
+        [sys.executable, "-P", str(Path(__file__).with_name("replay.py")), str(workspace)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode != 0:
+        raise ExportError(
+            f"The process that checks the files ended with status {process.returncode}:\n{process.stderr.strip()[-2000:]}"
+        )
+    result = json.loads((workspace / "result.json").read_text())
+    if result["present"]:
+        raise ExportError(f"The files were checked beside {result['present']}, which they should run without.")
+    if result["errors"]:
+        lines = [f"{error['part']} as {error['format']}: {error['error']}" for error in result["errors"]]
+        raise ExportError("Written files don't run without Keras:\n" + "\n".join(lines))
+    outputs = {}
+    with np.load(workspace / "outputs.npz") as file:
+        for key in file.files:
+            kind, part, size, name = key.split(".")
+            outputs.setdefault((kind, part, int(size)), {})[name] = file[key]
+    return outputs
+
+
+def compare(expected, outputs, tolerance):
+    """Differences between what the files and the model answered.
+
+    Args:
+        expected: of `references`.
+        outputs: of `replay`.
+        tolerance: highest `max |difference| / max |reference|` of an output over a batch.
+
+    Returns:
+        List of `{"part", "format", "batch_size", "output", "max_difference", "max_reference", "relative_difference"}`.
+
+    Raises:
+        ExportError: on other names, shapes or types, and past the tolerance: which part and format, and by how much.
+    """
+    measured, failures = [], []
+    for (kind, part, size), answers in outputs.items():
+        if set(answers) != set(expected[part][size]):
+            raise ExportError(f"{part} as {kind} gives {sorted(answers)}, not {sorted(expected[part][size])}.")
+        for name, reference in expected[part][size].items():
+            answer = answers[name]
+            where = f"{part} as {kind}, batch of {size}, {name}"
+            if answer.shape != reference.shape or answer.dtype != reference.dtype:
+                raise ExportError(f"{where}: {answer.dtype}{answer.shape}, not {reference.dtype}{reference.shape}.")
+            difference, scale, relative = relative_difference(answer, reference)
+            measured.append(
+                {
+                    "part": part,
+                    "format": kind,
+                    "batch_size": size,
+                    "output": name,
+                    "max_difference": difference,
+                    "max_reference": scale,
+                    "relative_difference": relative,
+                }
+            )
+            if not relative <= tolerance:  # NaN fails too
+                failures.append(
+                    f"{where}: {relative:.3g} (differs by {difference:.3g}, where values reach {scale:.3g})"
+                )
+    if failures:
+        raise ExportError(
+            f"The files don't compute what the model computes. max|difference| / max|reference| is above the tolerance of {tolerance:g} "
+            "in\n" + "\n".join(failures)
+        )
+    return measured
+
+
+def relative_difference(answer, reference):
+    """`(max |difference|, max |reference|, their ratio)`, as floats; no difference is 0, whatever the scale."""
+    answer, reference = answer.astype("float64"), reference.astype("float64")
+    difference, scale = float(np.abs(answer - reference).max()), float(np.abs(reference).max())
+    return difference, scale, 0.0 if difference == 0 else difference / scale if scale else float("inf")

@@ -1,0 +1,176 @@
+"""What is exported of a model: its parts, each a function with named ports."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
+_MEANINGS = {
+    "z": "the code",
+    "z_mean": "the code: the mean of q(z|x)",
+    "z_log_var": "the natural logarithm of the variance of q(z|x)",
+}
+# Of operators, in TensorFlow and in ONNX. `Bernoulli` alone would be ONNX's.
+_RANDOM = ("Random", "Multinomial", "TruncatedNormal", "Stateful", "Rng", "Bernoulli", "Shuffle")
+_CALLS = ("StatefulPartitionedCall",)
+
+
+class ExportError(RuntimeError):
+    """A model that can't be exported, or whose files don't compute what it computes."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output.
+
+    Args:
+        name: of the port, the same in every format.
+        shape: with the batch, `None` where a size is free.
+        dtype: name of the NumPy type.
+        value_range: (lowest, highest), or `None` for any real number.
+        meaning: one phrase, for the manifest and the files.
+    """
+
+    name: str
+    shape: tuple
+    dtype: str
+    value_range: tuple | None
+    meaning: str
+
+    @property
+    def dims(self):
+        """The shape with names for free sizes: `["batch", 28, 28, 1]`."""
+        names = ["batch", *(f"{self.name}_{axis}" for axis in range(1, len(self.shape)))]
+        return [name if size is None else size for name, size in zip(names, self.shape, strict=True)]
+
+    @property
+    def signature(self):
+        return tf.TensorSpec(self.shape, self.dtype, name=self.name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A function of a model that is deployed by itself.
+
+    Args:
+        name: of its ONNX file.
+        signature: its name in the SavedModel.
+        meaning: one phrase.
+        inputs, outputs: ports, in order.
+        compute: from the inputs to the list of outputs: what is written to the files.
+        reference: the same as the model itself answers, which is what the files are held against.
+    """
+
+    name: str
+    signature: str
+    meaning: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    compute: Callable
+    reference: Callable
+
+    def function(self):
+        """`compute` as a traced `tf.function` with named inputs and outputs.
+
+        Raises:
+            ExportError: if it draws random numbers: a file would replay frozen noise, or be invalid.
+        """
+
+        @tf.function(input_signature=[port.signature for port in self.inputs], autograph=False)
+        def function(*inputs):
+            return {port.name: output for port, output in zip(self.outputs, self.compute(*inputs), strict=True)}
+
+        graph = function.get_concrete_function().graph.as_graph_def()
+        nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+        random = sorted(f"{node.op} (at {node.name})" for node in nodes if is_random(node.op))
+        if random:
+            raise ExportError(
+                f"The {self.name} draws random numbers at inference: {', '.join(random)}. A deployed part is deterministic: draw "
+                "only in training, or take the noise as an input."
+            )
+        return function
+
+
+def is_random(operator):
+    """Whether an operator of TensorFlow or ONNX draws random numbers, by its name."""
+    return operator not in _CALLS and any(word in operator for word in _RANDOM)
+
+
+def parts_of(model):
+    """The parts of a kerasae model: encoder, decoder, and both in a row."""
+    encoder, decoder = model.encoder, model.decoder
+    unit = (0.0, 1.0) if model.needs_unit_interval else None
+    x = _port("x", encoder.inputs[0], "examples", (0, 255) if encoder.inputs[0].dtype == "uint8" else unit)
+    codes = tuple(
+        _port(name, output, _MEANINGS.get(name, "a code of x"))
+        for name, output in zip(model.code_names, encoder.outputs, strict=True)
+    )
+    z = _port("z", decoder.inputs[0], "codes")
+    reconstruction = _port("reconstruction", decoder.outputs[0], "the reconstruction of x", unit)
+
+    def encode(x):
+        return tf.nest.flatten(encoder(x, training=False))
+
+    def decode(z):
+        return tf.nest.flatten(decoder(z, training=False))
+
+    def reconstruct(x):
+        return decode(model.code_of(encoder(x, training=False)))
+
+    def call(x):
+        return tf.nest.flatten(model(x, training=False))
+
+    return [
+        Part("encoder", "encode", "from examples to their codes", (x,), codes, encode, encode),
+        Part("decoder", "decode", "from codes to reconstructions", (z,), (reconstruction,), decode, decode),
+        Part(
+            "autoencoder", "reconstruct", "from examples to reconstructions", (x,), (reconstruction,), reconstruct, call
+        ),
+    ]
+
+
+def _port(name, tensor, meaning, value_range=None):
+    return Port(name, tuple(tensor.shape), tensor.dtype, value_range, meaning)
+
+
+def in_float32(model):
+    """The model with all its layers in float32, and what they were in.
+
+    Args:
+        model: kerasae model.
+
+    Returns:
+        `(model, policies)`: the model itself and `[]` if it computes in float32; else one rebuilt with the same weights, and the names
+        of the other dtype policies.
+
+    Raises:
+        ExportError: if a layer can't be rebuilt from its config.
+    """
+    layers = [layer for network in (model.encoder, model.decoder) for layer in network._flatten_layers()]
+    policies = sorted({layer.dtype_policy.name for layer in layers if layer.compute_dtype in _OTHER_FLOATS})
+    if not policies:
+        return model, []
+    try:
+        rebuilt = type(model).from_config(_config_in_float32(model.get_config()))
+        rebuilt.set_weights(model.get_weights())
+    except Exception as error:  # whatever a user's layer raises
+        raise ExportError(
+            f"The model computes in {', '.join(policies)} and is exported in float32, but could not be rebuilt so: {error}"
+        ) from error
+    return rebuilt, policies
+
+
+def _config_in_float32(config):
+    """A config with every policy of another floating-point type replaced."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            name = config["config"]["name"]
+            return "float32" if name.startswith("mixed_") or name in _OTHER_FLOATS else config
+        return {
+            key: "float32" if key == "dtype" and value in _OTHER_FLOATS else _config_in_float32(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_config_in_float32(value) for value in config)
+    return config

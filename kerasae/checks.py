@@ -1,0 +1,116 @@
+"""Checks at the door: each raises a `ValueError` that says what was expected, what came and what to do."""
+
+import difflib
+import numbers
+
+import numpy as np
+
+_ROWS_AT_ONCE = 4096
+
+
+def positive_int(value, name):
+    """Returns `value` as an int; raises unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {value!r}")
+    return int(value)
+
+
+def positive_ints(values, name):
+    """Returns a tuple of ints of at least 1; raises on anything else. May be empty."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise ValueError(f"`{name}` must be a tuple of whole numbers. Received: {values!r}")
+    return tuple(positive_int(value, f"{name}[{i}]") for i, value in enumerate(values))
+
+
+def real_number(value, name, minimum=None, maximum=None, exclusive=False):
+    """Returns `value` as a float within [minimum, maximum], or strictly above `minimum` if `exclusive`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and np.isfinite(value):
+        above = minimum is None or (value > minimum if exclusive else value >= minimum)
+        if above and (maximum is None or value <= maximum):
+            return float(value)
+    bounds = [] if minimum is None else [f" {'above' if exclusive else 'of at least'} {minimum:g}"]
+    bounds += [] if maximum is None else [f" {'of ' if not bounds else ''}at most {maximum:g}"]
+    raise ValueError(f"`{name}` must be a finite number{' and'.join(bounds)}. Received: {value!r}")
+
+
+def choice(value, name, options):
+    """Returns `value`; raises, naming the nearest option, unless it is one of `options`."""
+    options = list(options)
+    if isinstance(value, str) and value in options:
+        return value
+    near = difflib.get_close_matches(str(value), options, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"`{name}` must be one of {options}. Received: {value!r}.{hint}")
+
+
+def feature_shape(shape, name="input_shape"):
+    """Returns the shape of one example, without the batch, as a tuple of ints. An int `d` means `(d,)`."""
+    if isinstance(shape, numbers.Integral) and not isinstance(shape, bool):
+        shape = (shape,)
+    shape = positive_ints(shape, name)
+    if not shape:
+        raise ValueError(f"`{name}` must have at least one dimension, without the batch. Received: ()")
+    return shape
+
+
+def shapes_match(expected, received):
+    """True if two shapes agree; `None` agrees with any size."""
+    return len(expected) == len(received) and all(
+        a is None or b is None or a == b for a, b in zip(expected, received, strict=True)
+    )
+
+
+def array(values, shape=None, name="x", unit_interval=False):
+    """Returns `values` as a numeric array of whole, finite examples.
+
+    Args:
+        values: array-like, batch first.
+        shape: the shape of one example, without the batch; `None` entries take any size. No `shape` skips that check.
+        name: what the errors call it.
+        unit_interval: whether values must lie in [0, 1], as a Bernoulli likelihood needs.
+
+    Returns:
+        The array; memory is copied only if `values` was not an array.
+
+    Raises:
+        ValueError: on a wrong rank, shape or dtype, no examples, NaN or infinity, or values outside [0, 1].
+    """
+    try:
+        values = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be an array of numbers. Received: {type(values)}") from error
+    if values.dtype == bool or values.dtype.kind not in "iuf":
+        # ml_dtypes such as bfloat16 are kind "V" in NumPy but convert exactly.
+        if values.dtype == bool or "float" in values.dtype.name:
+            values = values.astype("float32")
+        else:
+            raise ValueError(f"`{name}` must hold real numbers. Received dtype: {values.dtype}")
+    if shape is not None and not shapes_match(tuple(shape), values.shape[1:]):
+        expected = ", ".join(["batch", *("any" if size is None else str(size) for size in shape)])
+        hint = ""
+        if len(values.shape) == len(shape) and shapes_match(tuple(shape), values.shape):
+            hint = " One example needs a batch dimension: pass x[None]."
+        elif tuple(shape)[-1:] == (1,) and shapes_match(tuple(shape)[:-1], values.shape[1:]):
+            hint = " Add the channel dimension: pass x[..., None]."
+        raise ValueError(f"`{name}` must have shape ({expected}). Received: {values.shape}.{hint}")
+    if values.shape == () or len(values) == 0 or values.size == 0:
+        raise ValueError(f"`{name}` is empty: its shape is {values.shape}.")
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        _check_values(values[start : start + _ROWS_AT_ONCE], name, unit_interval, start)
+    return values
+
+
+def _check_values(rows, name, unit_interval, start):
+    low, high = float(rows.min()), float(rows.max())  # NaN if any entry is NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = np.argwhere(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))[0, 0]
+        raise ValueError(
+            f"`{name}` holds NaN or infinity, first in example {start + bad}. Remove or impute such values first."
+        )
+    if unit_interval and (low < 0 or high > 1):
+        hint = " Divide 8-bit images by 255." if high > 1 and low >= 0 and high <= 255 else ""
+        raise ValueError(
+            f"`{name}` must lie in [0, 1] for a cross-entropy (Bernoulli) reconstruction loss. "
+            f"Received values from {low:g} to {high:g}.{hint}"
+        )

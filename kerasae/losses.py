@@ -1,0 +1,85 @@
+"""The terms of the losses: pure functions of tensors, one number per example, shape `(batch,)`.
+
+One reduction everywhere: the sum over an example's features. A model then takes the mean over the batch.
+"""
+
+import math
+
+from keras import ops
+
+
+def _sum_features(values):
+    # (batch, ...) -> (batch,)
+    return ops.sum(values, axis=tuple(range(1, len(values.shape))))
+
+
+def _float32(*tensors):
+    # Half precision is too coarse to sum hundreds of features in.
+    return [t if t.dtype in ("float32", "float64") else ops.cast(t, "float32") for t in map(ops.convert_to_tensor, tensors)]
+
+
+def squared_error(x, reconstruction):
+    """Squared error per example: `sum_i (x_i - x'_i)^2`.
+
+    Args:
+        x: the target, shape `(batch, ...)`, any range.
+        reconstruction: x', of the same shape.
+
+    Returns:
+        Squared error, shape `(batch,)`, in squared units of `x`. Keras's `"mse"` divides this by the number of features.
+    """
+    x, reconstruction = _float32(x, reconstruction)
+    return _sum_features(ops.square(x - reconstruction))
+
+
+def binary_crossentropy(x, logits):
+    """Cross-entropy per example, in nats: `-sum_i x_i ln p_i + (1 - x_i) ln(1 - p_i)` with `p = sigmoid(logits)`.
+
+    For binary `x` it is the negative log-likelihood of a Bernoulli distribution.
+
+    Args:
+        x: the target, shape `(batch, ...)`, in [0, 1].
+        logits: of the same shape, any range.
+
+    Returns:
+        Cross-entropy in nats, shape `(batch,)`.
+    """
+    x, logits = _float32(x, logits)
+    return _sum_features(ops.binary_crossentropy(x, logits, from_logits=True))
+
+
+def gaussian_nll(x, mean, log_variance):
+    """Negative log-density of a diagonal Gaussian per example, in nats.
+
+    `sum_i 1/2 ((x_i - mean_i)^2 / c_i + ln c_i + ln 2 pi)` with `c = exp(log_variance)`.
+
+    Args:
+        x: the target, shape `(batch, ...)`.
+        mean: of the same shape.
+        log_variance: ln c: a scalar, or any shape that broadcasts to `x`'s.
+
+    Returns:
+        Nats, shape `(batch,)`. Negative where the density exceeds 1.
+    """
+    x, mean, log_variance = _float32(x, mean, log_variance)
+    nll = ops.square(x - mean) * ops.exp(-log_variance) + log_variance + math.log(2 * math.pi)
+    return 0.5 * _sum_features(nll)
+
+
+def kl_standard_normal(z_mean, z_log_var):
+    """`KL(N(mu, sigma^2) || N(0, I))` per example, in nats: `1/2 sum_j (sigma_j^2 + mu_j^2 - 1 - ln sigma_j^2)`.
+
+    Args:
+        z_mean: mu, shape `(batch, ...)`.
+        z_log_var: ln sigma^2, of the same shape, or `(batch, 1)` for an isotropic posterior, whose one variance counts once
+            for every latent.
+
+    Returns:
+        Nats, shape `(batch,)`, at least 0.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendix B.
+    """
+    z_mean, z_log_var = _float32(z_mean, z_log_var)
+    # A z_log_var of (batch, 1) broadcasts against z_mean here, so that the sum runs over every latent.
+    return 0.5 * _sum_features(ops.exp(z_log_var) + ops.square(z_mean) - 1.0 - z_log_var)

@@ -1,0 +1,45 @@
+"""The table of families that the contract tests run over: adding a row tests a family."""
+
+import keras
+from keras import layers
+
+from kerasae import builders
+
+INPUT_SHAPE = (8, 8, 1)
+LATENT_DIM = 3
+
+
+def small(builder, network="dense", **kwargs):
+    """A function that builds a small model of a family for 8x8 images."""
+    hidden_units = (16, 8) if network == "dense" else (4, 8)
+    return lambda: builder(INPUT_SHAPE, LATENT_DIM, hidden_units, network, **kwargs)
+
+
+def own_networks():
+    """A user's own encoder and decoder, with layers whose behaviour differs between training and inference."""
+    encoder = keras.Sequential(
+        [
+            keras.Input(INPUT_SHAPE),
+            layers.Flatten(),
+            layers.Dense(16, kernel_regularizer=keras.regularizers.L2(1e-3)),
+            layers.BatchNormalization(),
+            layers.Activation("tanh"),
+            layers.Dropout(0.2),
+            layers.Dense(LATENT_DIM),
+        ]
+    )
+    decoder = keras.Sequential(
+        [keras.Input((LATENT_DIM,)), layers.Dense(64, activation="sigmoid"), layers.Reshape(INPUT_SHAPE)]
+    )
+    return builders.undercomplete(encoder=encoder, decoder=decoder, loss="binary_crossentropy")
+
+
+FAMILIES = {
+    "undercomplete-dense": small(builders.undercomplete),
+    "undercomplete-conv": small(builders.undercomplete, "conv"),
+    "undercomplete-crossentropy": small(builders.undercomplete, loss="binary_crossentropy"),
+    "undercomplete-own": own_networks,
+    "variational-dense": small(builders.variational),
+    "variational-conv": small(builders.variational, "conv"),
+    "variational-gaussian": small(builders.variational, likelihood="gaussian", variance=0.1),
+}

@@ -1,0 +1,352 @@
+"""The contract: everything an ordinary Keras model does, every family does."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from families import FAMILIES, INPUT_SHAPE, LATENT_DIM
+
+from kerasae import builders
+
+NUM_EXAMPLES = 50  # three batches of 16 and an odd one of 2
+BATCH_SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def x(digits):
+    return digits[0][:NUM_EXAMPLES]
+
+
+@pytest.fixture(params=FAMILIES)
+def build(request):
+    return FAMILIES[request.param]
+
+
+def compiled(build, **kwargs):
+    keras.utils.set_random_seed(0)
+    model = build()
+    model.compile(**{"optimizer": keras.optimizers.Adam(1e-2), **kwargs})
+    return model
+
+
+def fit(model, x, epochs=1, **kwargs):
+    return model.fit(x, epochs=epochs, batch_size=BATCH_SIZE, verbose=0, shuffle=False, **kwargs)
+
+
+def assert_same_weights(a, b, tolerance=0):
+    for p, q in zip(a.weights, b.weights, strict=True):
+        np.testing.assert_allclose(p, q, rtol=0, atol=tolerance, err_msg=p.path)
+
+
+def total_of_terms(model, logs):
+    weights = model.term_weights
+    return sum(weights.get(name, 1.0) * logs[name] for name in model.term_names)
+
+
+def test_fit_lowers_the_loss_and_logs_every_term(build, x):
+    model = compiled(build)
+    history = fit(model, x, epochs=20, validation_data=(x,)).history
+    assert set(history) == {p + name for p in ("", "val_") for name in ("loss", *model.term_names)}
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert np.isfinite(list(history.values())).all()
+
+
+def test_loss_is_the_weighted_sum_of_its_terms_and_of_regularisers(build, x):
+    model = compiled(build)
+    logs = model.evaluate(x, batch_size=BATCH_SIZE, verbose=0, return_dict=True)
+    regularisers = float(sum(model.losses)) if model.losses else 0.0
+    assert logs["loss"] == pytest.approx(total_of_terms(model, logs) + regularisers, rel=1e-5)
+
+
+def test_an_odd_last_batch_counts_by_its_examples(build, x):
+    model = compiled(build)
+    # Batches of 16, 16, 16 and 2 against one of 50. The noise of a variational model differs between the two, so compare the rest.
+    odd = model.evaluate(x, batch_size=BATCH_SIZE, verbose=0, return_dict=True)
+    whole = model.evaluate(x, batch_size=NUM_EXAMPLES, verbose=0, return_dict=True)
+    for name in model.term_names:
+        if not (name == "reconstruction_loss" and "kl_loss" in model.term_names):
+            assert odd[name] == pytest.approx(whole[name], rel=1e-5), name
+
+
+def test_evaluation_is_repeatable_and_leaves_training_alone(build, x):
+    model, undisturbed = compiled(build), compiled(build)
+    fit(model, x)
+    assert model.evaluate(x, verbose=0) == model.evaluate(x, verbose=0)
+    fit(model, x)
+    fit(undisturbed, x)
+    fit(undisturbed, x)
+    assert_same_weights(model, undisturbed)
+
+
+def test_arrays_and_tf_data_give_the_same_model(build, x):
+    arrays, dataset = compiled(build), compiled(build)
+    fit(arrays, x)
+    dataset.fit(tf.data.Dataset.from_tensor_slices(x).batch(BATCH_SIZE), verbose=0)
+    assert_same_weights(arrays, dataset)
+
+
+def test_an_explicit_target_is_what_is_learnt(build, x):
+    itself, explicit, other = compiled(build), compiled(build), compiled(build)
+    fit(itself, x)
+    fit(explicit, x, y=x)
+    fit(other, x, y=1 - x)
+    assert_same_weights(itself, explicit)
+    assert not np.allclose(itself.get_weights()[0], other.get_weights()[0], atol=1e-4)
+
+
+def test_sample_weights_scale_the_terms(build, x):
+    model = compiled(build)
+    plain = model.evaluate(x, verbose=0, return_dict=True)
+    doubled = model.evaluate(x, sample_weight=np.full(len(x), 2.0), verbose=0, return_dict=True)
+    for name in model.term_names:
+        assert doubled[name] == pytest.approx(2 * plain[name], rel=1e-5)
+
+
+def test_examples_of_weight_zero_are_not_learnt_from(build, x):
+    if "own" in build.__name__:
+        pytest.skip("batch normalisation takes its statistics from every example, whatever its weight")
+    weights = np.where(np.arange(len(x)) % 2, 0.0, 1.0)
+    changed = np.where(weights[:, None, None, None] == 0, 1 - x, x)
+    a, b = compiled(build), compiled(build)
+    fit(a, x, sample_weight=weights)
+    fit(b, changed, sample_weight=weights)
+    assert_same_weights(a, b, tolerance=1e-6)
+
+
+def test_keras_losses_and_metrics_keep_their_meaning(build, x):
+    model = compiled(build, loss="mse", metrics=["mae"])
+    logs = fit(model, x, validation_data=(x, None, np.ones(len(x)))).history
+    assert {"mae", "val_mae"} <= set(logs)
+    result = model.evaluate(x, batch_size=NUM_EXAMPLES, verbose=0, return_dict=True)
+    if "kl_loss" not in model.term_names:  # evaluation of a variational model draws z, predict doesn't
+        reconstruction = model.predict(x, verbose=0)
+        assert result["reconstruction_loss"] == pytest.approx(np.mean((x - reconstruction) ** 2), rel=1e-4)
+        assert result["mae"] == pytest.approx(np.mean(np.abs(x - reconstruction)), rel=1e-4)
+
+
+def test_callbacks_see_every_batch_and_can_stop(build, x):
+    class Count(keras.callbacks.Callback):
+        batches = 0
+
+        def on_train_batch_end(self, batch, logs):
+            self.batches += 1
+            assert "reconstruction_loss" in logs
+
+    count = Count()
+    stop = keras.callbacks.EarlyStopping("val_loss", mode="max", patience=1)  # the loss falls, so this stops
+    history = fit(compiled(build), x, epochs=5, validation_data=(x,), callbacks=[count, stop])
+    assert len(history.epoch) == 2
+    assert count.batches == 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_execution_options_change_nothing(build, x, options):
+    plain, other = compiled(build, jit_compile=False), compiled(build, **options)
+    fit(plain, x)
+    fit(other, x)
+    assert_same_weights(plain, other, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_gradient_clipping_bounds_the_step(build, x, clip):
+    model = compiled(build, optimizer=keras.optimizers.SGD(1.0, **{clip: 1e-4}))
+    before = [w.numpy() for w in model.trainable_weights]
+    model.train_on_batch(x)
+    steps = [np.abs(w.numpy() - b).max() for w, b in zip(model.trainable_weights, before, strict=True)]
+    assert 0 < max(steps) <= 1e-4 * 1.001
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_learns_with_finite_float32_losses(build, x, policy):
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        model = compiled(build)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+        history = fit(model, x, epochs=10).history
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    assert history["loss"][-1] < history["loss"][0]
+    assert all(v.dtype == "float32" for v in model.trainable_variables)
+
+
+def test_stop_save_load_and_go_on_as_if_nothing_had_happened(build, x, tmp_path):
+    uninterrupted, stopped = compiled(build), compiled(build)
+    fit(uninterrupted, x, epochs=2)
+    fit(stopped, x)
+    stopped.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Keras only warns where it drops the optimiser's state
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(stopped)
+    assert loaded.get_config() == stopped.get_config()
+    assert loaded.evaluate(x, verbose=0) == stopped.evaluate(x, verbose=0)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), stopped.predict(x, verbose=0))
+    fit(loaded, x)
+    assert_same_weights(uninterrupted, loaded)
+
+
+def test_backup_and_restore_resumes_exactly(build, x, tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    backup = lambda: keras.callbacks.BackupAndRestore(str(tmp_path / "backup"))  # noqa: E731
+    uninterrupted, resumed = compiled(build), compiled(build)
+    fit(uninterrupted, x, epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(build), x, epochs=2, callbacks=[backup(), Interrupt()])
+    fit(resumed, x, epochs=2, callbacks=[backup()])
+    assert_same_weights(uninterrupted, resumed)
+
+
+def test_config_round_trip_builds_the_same_architecture(build):
+    model = build()
+    again = type(model).from_config(model.get_config())
+    assert again.get_config() == model.get_config()
+    assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
+
+
+def test_the_same_seed_gives_the_same_weights(build, x):
+    a, b = compiled(build), compiled(build)
+    for model in (a, b):
+        keras.utils.set_random_seed(1)
+        model.fit(x, epochs=2, batch_size=BATCH_SIZE, verbose=0)
+    assert_same_weights(a, b)
+
+
+def test_encode_decode_predict_agree(build, x):
+    model = build()
+    z = model.encode(x)
+    assert z.shape == (len(x), LATENT_DIM)
+    assert z.dtype == np.float32
+    reconstruction = model.decode(z)
+    assert reconstruction.shape == x.shape
+    np.testing.assert_allclose(reconstruction, model.predict(x, verbose=0), atol=1e-6)
+
+
+BAD_ARRAYS = {
+    "rank": (lambda x: x[..., 0], r"must have shape \(batch, 8, 8, 1\).*Add the channel dimension"),
+    "one example": (lambda x: x[0], "needs a batch dimension"),
+    "shape": (lambda x: x[:, :7], r"must have shape \(batch, 8, 8, 1\). Received: \(50, 7, 8, 1\)"),
+    "dtype": (lambda x: x.astype(str), "must hold real numbers"),
+    "nan": (lambda x: np.where(x == x.max(), np.nan, x), "holds NaN or infinity, first in example 0"),
+    "infinity": (lambda x: np.where(np.arange(len(x))[:, None, None, None] == 7, np.inf, x), "first in example 7"),
+    "empty": (lambda x: x[:0], "is empty"),
+    "none": (lambda x: None, "No data"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ARRAYS)
+def test_bad_data_is_refused_before_training(build, x, bad):
+    spoil, message = BAD_ARRAYS[bad]
+    model = compiled(build)
+    with pytest.raises(ValueError, match=message):
+        fit(model, spoil(x))
+    assert model.optimizer.iterations == 0
+    if bad != "none":
+        with pytest.raises(ValueError, match=message):
+            fit(model, x, validation_data=(spoil(x),))
+        with pytest.raises(ValueError, match=message):
+            model.evaluate(spoil(x), verbose=0)
+        with pytest.raises(ValueError, match=message):
+            model.encode(spoil(x))
+        with pytest.raises(ValueError, match=message):
+            model.predict(spoil(x), verbose=0)
+
+
+def test_values_outside_the_unit_interval_are_refused_under_a_cross_entropy(build, x):
+    model = compiled(build)
+    if model.needs_unit_interval:
+        with pytest.raises(ValueError, match=r"must lie in \[0, 1\].*from 0 to 255. Divide 8-bit images by 255"):
+            fit(model, x * 255)
+        with pytest.raises(ValueError, match=r"`y` must lie in \[0, 1\]"):
+            fit(model, x, y=-x)
+    else:
+        fit(model, x * 2 - 1)
+
+
+def test_bad_targets_weights_and_datasets_are_refused(build, x):
+    model = compiled(build)
+    with pytest.raises(ValueError, match="same number of examples. Received: 50 and 49"):
+        fit(model, x, y=x[1:])
+    with pytest.raises(ValueError, match=r"must have shape \(50,\), a weight an example"):
+        fit(model, x, sample_weight=np.ones((50, 8)))
+    dataset = tf.data.Dataset.from_tensor_slices
+    with pytest.raises(ValueError, match="If y are labels, drop them"):
+        model.fit(dataset((x, np.zeros(len(x)))).batch(4))
+    with pytest.raises(ValueError, match="dataset is empty"):
+        model.fit(dataset(x[:0]).batch(4))
+    with pytest.raises(ValueError, match="first batch.* holds NaN"):
+        model.fit(dataset(np.full_like(x, np.nan)).batch(4))
+    with pytest.raises(ValueError, match=r"first batch.* must have shape \(batch, 8, 8, 1\)"):
+        model.fit(dataset(x).batch(4).batch(4))
+
+
+def test_networks_that_do_not_fit_are_refused():
+    encoder, decoder = builders.undercomplete(INPUT_SHAPE, 3).encoder, builders.undercomplete(INPUT_SHAPE, 4).decoder
+    with pytest.raises(ValueError, match=r"the encoder gives codes of shape \(3,\), the decoder takes \(4,\)"):
+        builders.undercomplete(encoder=encoder, decoder=decoder)
+    with pytest.raises(ValueError, match=r"examples of shape \(8, 8, 1\), the decoder gives \(9, 8, 1\)"):
+        builders.undercomplete(encoder=encoder, decoder=builders.undercomplete((9, 8, 1), 3).decoder)
+    with pytest.raises(ValueError, match=r"must have 2 output\(s\). Received 1"):
+        builders.variational(encoder=encoder, decoder=decoder)
+    with pytest.raises(ValueError, match="Missing: `decoder`"):
+        builders.undercomplete(encoder=encoder)
+    with pytest.raises(ValueError, match="Received besides: \\['latent_dim'\\]"):
+        builders.undercomplete(latent_dim=3, encoder=encoder, decoder=decoder)
+    with pytest.raises(ValueError, match="must be a Keras model"):
+        builders.undercomplete(encoder="encoder", decoder=decoder)
+    with pytest.raises(ValueError, match=r"Add keras.layers.Activation\(.sigmoid.\)"):
+        logits = keras.Sequential([keras.Input((3,)), keras.layers.Dense(64), keras.layers.Reshape(INPUT_SHAPE)])
+        linear = keras.Sequential([*logits.layers, keras.layers.Activation("linear")])
+        builders.undercomplete(encoder=encoder, decoder=linear, loss="binary_crossentropy")
+
+
+@pytest.mark.parametrize("builder", [builders.undercomplete, builders.variational])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latent_dim": 0}, "`latent_dim` must be a whole number of at least 1. Received: 0"),
+        ({"latent_dim": "2"}, "Received: '2'"),
+        ({"latent_dim": 2.5}, "Received: 2.5"),
+        ({"latent_dim": None}, "Pass `input_shape` and `latent_dim`"),
+        ({"hidden_units": (16, -1)}, r"`hidden_units\[1\]` must be a whole number"),
+        ({"hidden_units": 16}, "`hidden_units` must be a tuple"),
+        ({"network": "convolutional"}, r"one of \['dense', 'conv'\]. Received: 'convolutional'. Did you mean 'conv'"),
+        ({"network": "conv", "input_shape": (64,)}, r"needs `input_shape` \(height, width, channels\)"),
+        ({"input_shape": ()}, "at least one dimension"),
+        ({"input_shape": (None, 8)}, r"`input_shape\[0\]`"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(builder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        builder(**{"input_shape": INPUT_SHAPE, "latent_dim": 2, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"likelihood": "bernouli"}, "Did you mean 'bernoulli'"),
+        ({"likelihood": "gaussian", "variance": 0.0}, "`variance` must be a finite number above 0"),
+        ({"beta": -1.0}, "`beta` must be a finite number of at least 0"),
+        ({"beta": float("nan")}, "`beta`"),
+    ],
+)
+def test_bad_variational_options_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        builders.variational(INPUT_SHAPE, 2, **arguments)
+
+
+def test_overcomplete_without_a_regulariser_warns():
+    with pytest.warns(UserWarning, match="64 codes for 64 features, and no regulariser"):
+        builders.undercomplete(INPUT_SHAPE, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        builders.undercomplete(INPUT_SHAPE, 63)
