@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tensorflow as tf
-
-import kerasae
-from kerasae import checks
 from kerasae.export import onnx_files, parity
 from kerasae.export.onnx_files import DEFAULT_OPSET
 from kerasae.export.parts import ExportError, in_float32, parts_of
 from kerasae.export.readme import readme
+
+import kerasae
+from kerasae import checks
 from kerasae.models import Autoencoder
 
 __all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "export"]
@@ -34,32 +34,35 @@ _logger = logging.getLogger(__name__)
 def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, tolerance=1e-5, replace=False):
     """Writes a bundle: the model's parts as a SavedModel and ONNX files, a manifest, and a README for who receives it.
 
-    `saved_model/` has the signatures `encode`, `decode` and `reconstruct`; `encoder.onnx`, `decoder.onnx` and `autoencoder.onnx` are the
-    same. Ports have names: `x`, `z` (of the variational family `z_mean` and `z_log_var`), `reconstruction`. All parts are deterministic: a
-    variational reconstruction goes through `z_mean`. A model in mixed precision is exported in float32.
+    `saved_model/` has the signatures `encode`, `decode` and `reconstruct`; `encoder.onnx`, `decoder.onnx` and
+    `autoencoder.onnx` are the same. Ports have names: `x`, `z` (out of a variational encoder `z_mean` and `z_log_var`),
+    `reconstruction`. All parts are deterministic: a variational reconstruction goes through `z_mean`. A model in mixed
+    precision is exported in float32.
 
-    Before it is given, every part of every format is run in another process, where Keras and kerasae can't be imported, at batch sizes 1
-    and 7, and held against Keras on the CPU: of every output, `max |difference| / max |reference|` must not exceed `tolerance`.
+    Before it is given, every part in every format is run in another process, where Keras and kerasae can't be imported,
+    at batch sizes 1 and 7, and held against Keras on the CPU: `max |difference| / max |reference|` of every output must
+    not exceed `tolerance`.
 
     Args:
         model: kerasae model, trained or not.
         folder: where the bundle goes; a new or empty folder.
         formats: which of `"saved_model"` and `"onnx"`.
-        opset: of ONNX, 13 to 25. Default 21, which ONNX Runtime runs from 1.18 on.
-        x: real examples for the check, `(n, *input_shape)`, of which 8 are taken. Default: random ones, uniform in [0, 1] where the model
-            needs that, else standard normal.
+        opset: of ONNX, 13 to 25.
+        x: real examples for the check, `(n, *input_shape)`, of which 8 are taken. Default: random ones, from 0 to 1
+            where the model needs that, else standard normal.
         tolerance: of the check, at least 0, relative to the largest value.
         replace: whether what `folder` holds is replaced, once the new bundle is ready.
 
     Returns:
-        The manifest, a dict as in `manifest.json`: `family`, `parts` with their ports, `onnx`, `precision`, `parity` (`tolerance`,
-        `max_relative_difference`, `measured`: a list of the differences by part, format, batch size and output), `versions`, `files`.
+        The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `onnx`, `precision`, `parity`
+        (`tolerance`, `max_relative_difference`, and `measured`, the differences by part, format, batch size and
+        output), `versions`, `files`.
 
     Raises:
-        ValueError: before any work, on a model of another kind, an unknown format or opset, examples that don't fit, a folder that is
-            not empty (without `replace`), or can't be written.
-        ExportError: where a part can't be converted, does not run without Keras, or computes something else; it names the part and by how
-            much. Whatever was in `folder` is as it was.
+        ValueError: before any work, on a model of another kind, an unknown format or opset, examples that don't fit,
+            and a folder that can't be written or, without `replace`, is not empty.
+        ExportError: where a part can't be converted, does not run without Keras, or computes something else; it names
+            the part and by how much. What was in `folder` is as it was.
 
     Example:
 
@@ -74,20 +77,20 @@ def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, toler
             "`model` must be a kerasae model, such as kerasae.models.Autoencoder(encoder, decoder) or what "
             f"keras.saving.load_model returns for one. Received: {model!r}"
         )
-    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    formats = formats if isinstance(formats, (list, tuple)) else (formats,)
     formats = tuple(dict.fromkeys(checks.choice(name, "formats", FORMATS) for name in formats))
     if not formats:
         raise ValueError(f"`formats` must name at least one of {list(FORMATS)}. Received none.")
     opset = _check_opset(opset)
     tolerance = checks.real_number(tolerance, "tolerance", minimum=0)
-    original = model
-    model, policies = in_float32(model)
-    parts = parts_of(model)
-    examples = parity.check_examples(x, model, parts[0])
+    examples = parity.check_examples(x, parts_of(model)[0])
     folder, workspace = _open_workspace(folder, replace)
     bundle, previous = workspace / "bundle", workspace / "previous"
     try:
         bundle.mkdir()
+        original = model
+        model, policies = in_float32(original)
+        parts = parts_of(model)
         metadata = {"producer": "kerasae", "family": type(model).__name__, "kerasae_version": kerasae.__version__}
         functions = {part.name: part.function() for part in parts}
         if "saved_model" in formats:
@@ -153,7 +156,7 @@ def _check_opset(opset):
 
 
 def _open_workspace(folder, replace):
-    """The folder as an absolute path, and a new folder on its disk to work in; raises where the one can't go or the other can't be."""
+    """The folder as an absolute path, and a new folder on its disk to work in; raises if either can't be."""
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`folder` must be a folder, and {folder} is a file.")
@@ -208,7 +211,11 @@ def _write_saved_model(parts, functions, path):
 def _describe(part, formats):
     """A part's entry in the manifest."""
     ports = {
-        kind: [{**asdict(port), "shape": port.dims} for port in getattr(part, kind)] for kind in ("inputs", "outputs")
+        kind: [
+            {**asdict(port), "shape": port.dims, "value_range": port.value_range and list(port.value_range)}
+            for port in getattr(part, kind)
+        ]
+        for kind in ("inputs", "outputs")
     }
     return {
         "name": part.name,

@@ -6,7 +6,6 @@ import re
 import warnings
 
 import numpy as np
-
 from kerasae.export.parts import ExportError, is_random
 
 MIN_OPSET, MAX_OPSET = 13, 25
@@ -17,13 +16,7 @@ IR_VERSION = 10
 # tf2onnx writes opsets up to 18; newer ones are reached from 17 by onnx's own converter.
 _MAX_CONVERTED, _LIFTED_FROM = 18, 17
 
-_INSTEAD = {
-    "ArgMax": "`keras.ops.top_k(x, 1)`",
-    "ArgMin": "`keras.ops.top_k(-x, 1)`",
-    "CudnnRNN": "`use_cudnn=False` in the recurrent layer",
-    "CudnnRNNV2": "`use_cudnn=False` in the recurrent layer",
-    "CudnnRNNV3": "`use_cudnn=False` in the recurrent layer",
-}
+_INSTEAD = {"Bitcast": "`keras.ops.argmax` and `argmin` are made of it, use `keras.ops.top_k(x, 1)`"}
 
 
 def convert(part, function, opset, metadata):
@@ -33,13 +26,14 @@ def convert(part, function, opset, metadata):
         part: `Part`.
         function: its traced `tf.function`.
         opset: of the standard operators, 13 to 25.
-        metadata: `{key: text}` for the file's `metadata_props`; `producer` and `kerasae_version` also name its producer.
+        metadata: `{key: text}` for the file's `metadata_props`: `producer`, `family`, `kerasae_version`.
 
     Returns:
         `onnx.ModelProto`: the part's ports in order, a symbolic `batch`, standard operators only.
 
     Raises:
-        ExportError: where tf2onnx, onnx's version converter or its checker fail; names the part, and the operator where it is one.
+        ExportError: where tf2onnx, onnx's version converter or its checker fail; names the part, and the operator if
+            it is one.
     """
     import onnx
     from onnx import version_converter
@@ -51,7 +45,7 @@ def convert(part, function, opset, metadata):
             model = version_converter.convert_version(model, opset)
         except Exception as error:  # a bare RuntimeError or worse
             raise ExportError(
-                f"The {part.name} can't be lifted to ONNX opset {opset}: {error} Use an opset of at most {_MAX_CONVERTED}."
+                f"The {part.name} can't be lifted to ONNX opset {opset}: {error} Use one of at most {_MAX_CONVERTED}."
             ) from error
     model.ir_version = IR_VERSION
     _set_ports(model.graph.input, part, part.inputs)
@@ -87,12 +81,12 @@ def _converted(part, function, opset):
     unsupported = dict(re.findall(r"Tensorflow op \[(.+?): (\w+)\] is not supported", "\n".join(errors)))
     reasons = []
     for node, operator in unsupported.items():
-        instead = f"; use {_INSTEAD[operator]} instead" if operator in _INSTEAD else ""
+        instead = f" ({_INSTEAD[operator]} instead)" if operator in _INSTEAD else ""
         reasons.append(f"operator {operator} (at {node}) has no counterpart in ONNX{instead}")
     reasons = reasons or [error.strip().splitlines()[0] for error in errors] or [f"{type(failure).__name__}: {failure}"]
     raise ExportError(
-        f"The {part.name} can't be converted to ONNX: {'. '.join(reasons)}. Replace it by operations that ONNX has, or export "
-        'with formats=("saved_model",).'
+        f"The {part.name} can't be converted to ONNX: {'. '.join(reasons)}. Replace it by operations that ONNX has, or "
+        'export with formats=("saved_model",).'
     ) from failure
 
 
@@ -138,7 +132,7 @@ def _handlers():
 
 
 def _inline_captured(model, concrete):
-    """Turns inputs that are constants which the function captured, such as `Normalization`'s mean, into initializers."""
+    """Turns inputs that are really captured constants, such as `Normalization`'s mean, into initializers."""
     from onnx import numpy_helper
 
     placeholders = [tensor.name for tensor in concrete.inputs[len(concrete.inputs) - len(concrete.captured_inputs) :]]
@@ -182,7 +176,10 @@ def _check(model, part):
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"The {part.name} as ONNX fails onnx's checker: {error}") from error
+        raise ExportError(
+            f"The {part.name} as ONNX fails onnx's checker: {str(error).strip()}. It can be exported with "
+            'formats=("saved_model",).'
+        ) from error
 
 
 def _nodes(graph):

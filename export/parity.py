@@ -1,4 +1,4 @@
-"""Proof that the files compute what the model computes: run in a fresh process without Keras, compared with Keras here."""
+"""Proof that the files compute what the model computes: run in a process without Keras, compared with Keras here."""
 
 import json
 import os
@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from kerasae.export.parts import ExportError
 
 from kerasae import checks
-from kerasae.export.parts import ExportError
 
 BATCH_SIZES = (1, 7)
 
 
-def check_examples(x, model, part):
+def check_examples(x, part):
     """Examples for the check, one batch after another: `x`'s own, repeated if they are few, or generated ones.
 
     Args:
         x: the user's examples, or `None`.
-        model: kerasae model.
         part: `Part` whose first input takes them.
 
     Returns:
@@ -33,20 +32,22 @@ def check_examples(x, model, part):
     if x is not None:
         is_unit_interval = port.value_range == (0.0, 1.0)
         x = checks.array(x, port.shape[1:], name="x", unit_interval=is_unit_interval)
-        return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)].astype(port.dtype)
+        return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)]
     is_number = port.dtype == "uint8" or "float" in port.dtype
     if None in port.shape[1:] or not is_number:
         raise ValueError(
-            f"The model takes examples of shape {tuple(port.dims)} and type {port.dtype}, for which none can be made up. Pass a few as `x`."
+            f"The check needs examples of shape {tuple(port.dims)} and type {port.dtype}, and can't make them up. "
+            "Pass a few as `x`."
         )
     shape, random = (num_examples, *port.shape[1:]), np.random.default_rng(0)
     if port.dtype == "uint8":
         return random.integers(0, 256, shape, dtype="uint8")
-    return (random.random(shape) if port.value_range else random.standard_normal(shape)).astype(port.dtype)
+    return random.random(shape) if port.value_range else random.standard_normal(shape)
 
 
 def batches(parts, model, examples):
     """`{part: {batch size: {port: array}}}`: inputs of every part; the decoder's are codes of the examples."""
+    examples = examples.astype(parts[0].inputs[0].dtype)
     # On the CPU, where float32 is float32: a GPU may multiply in TF32.
     with tf.device("/CPU:0"):
         codes = np.asarray(model.code_of(model.encoder(examples, training=False)))
@@ -130,7 +131,7 @@ def replay(parts, inputs, bundle, formats, workspace):
     )
     if process.returncode != 0:
         raise ExportError(
-            f"The process that checks the files ended with status {process.returncode}:\n{process.stderr.strip()[-2000:]}"
+            f"The process that checks the files ended with status {process.returncode}:\n{process.stderr[-2000:]}"
         )
     result = json.loads((workspace / "result.json").read_text())
     if result["present"]:
@@ -187,8 +188,8 @@ def compare(expected, outputs, tolerance):
                 )
     if failures:
         raise ExportError(
-            f"The files don't compute what the model computes. max|difference| / max|reference| is above the tolerance of {tolerance:g} "
-            "in\n" + "\n".join(failures)
+            "The files don't compute what the model computes: max |difference| / max |reference| is above the "
+            f"tolerance of {tolerance:g} in\n" + "\n".join(failures)
         )
     return measured
 

@@ -11,9 +11,9 @@ _MEANINGS = {
     "z_mean": "the code: the mean of q(z|x)",
     "z_log_var": "the natural logarithm of the variance of q(z|x)",
 }
-# Of operators, in TensorFlow and in ONNX. `Bernoulli` alone would be ONNX's.
-_RANDOM = ("Random", "Multinomial", "TruncatedNormal", "Stateful", "Rng", "Bernoulli", "Shuffle")
-_CALLS = ("StatefulPartitionedCall",)
+# In the names of operators of TensorFlow and ONNX that draw random numbers, and the one name that says something else.
+_RANDOM = ("Random", "Multinomial", "TruncatedNormal", "Stateful", "Rng", "Bernoulli")
+_CALL = "StatefulPartitionedCall"
 
 
 class ExportError(RuntimeError):
@@ -86,15 +86,15 @@ class Part:
         random = sorted(f"{node.op} (at {node.name})" for node in nodes if is_random(node.op))
         if random:
             raise ExportError(
-                f"The {self.name} draws random numbers at inference: {', '.join(random)}. A deployed part is deterministic: draw "
-                "only in training, or take the noise as an input."
+                f"The {self.name} draws random numbers at inference: {', '.join(random)}. A deployed part is "
+                "deterministic: let the layer draw in training only."
             )
         return function
 
 
 def is_random(operator):
     """Whether an operator of TensorFlow or ONNX draws random numbers, by its name."""
-    return operator not in _CALLS and any(word in operator for word in _RANDOM)
+    return operator != _CALL and any(word in operator for word in _RANDOM)
 
 
 def parts_of(model):
@@ -141,8 +141,8 @@ def in_float32(model):
         model: kerasae model.
 
     Returns:
-        `(model, policies)`: the model itself and `[]` if it computes in float32; else one rebuilt with the same weights, and the names
-        of the other dtype policies.
+        `(model, policies)`: the model itself and `[]` if it computes in float32; else one rebuilt with the same
+        weights, and the names of the other dtype policies.
 
     Raises:
         ExportError: if a layer can't be rebuilt from its config.
@@ -156,7 +156,7 @@ def in_float32(model):
         rebuilt.set_weights(model.get_weights())
     except Exception as error:  # whatever a user's layer raises
         raise ExportError(
-            f"The model computes in {', '.join(policies)} and is exported in float32, but could not be rebuilt so: {error}"
+            f"The model computes in {', '.join(policies)}, is exported in float32, and could not be rebuilt so: {error}"
         ) from error
     return rebuilt, policies
 

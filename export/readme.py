@@ -11,8 +11,8 @@ def readme(manifest):
     parity = manifest["parity"]
     sections = [
         f"# An autoencoder: {manifest['family']}\n\n"
-        f"Written by kerasae {manifest['versions']['kerasae']}. To run it, neither Keras nor kerasae is needed. `manifest.json` holds the ports, "
-        "versions, measurements, and size and SHA-256 of every file.\n",
+        f"Written by kerasae {manifest['versions']['kerasae']}. To run it, neither Keras nor kerasae is needed. "
+        "`manifest.json` holds the ports, versions, measurements, and size and SHA-256 of every file.\n",
         "| part | input | output |\n|---|---|---|\n"
         + "\n".join(
             f"| {part['name']}: {part['meaning']} | {_ports(part['inputs'])} | {_ports(part['outputs'])} |"
@@ -45,9 +45,10 @@ def readme(manifest):
             '`model.signatures["reconstruct"]` is both in a row.\n'
         )
     sections.append(
-        "## Checked\n\nBefore it was given, every part in every format was run in a process without Keras, at batch sizes "
-        f"{' and '.join(map(str, parity['batch_sizes']))}, on {parity['examples']} examples. The largest difference from Keras was "
-        f"{parity['max_relative_difference']:.1e} of the largest value (tolerance {parity['tolerance']:g}).\n"
+        "## Checked\n\nBefore it was given, every part in every format was run in a process without Keras, at batch "
+        f"sizes {' and '.join(map(str, parity['batch_sizes']))}, on {parity['examples']} examples. The largest "
+        f"difference from Keras was {parity['max_relative_difference']:.1e} of the largest value (tolerance "
+        f"{parity['tolerance']:g}).\n"
     )
     return "\n".join(sections)
 

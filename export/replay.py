@@ -1,9 +1,11 @@
-"""Runs a bundle's files where Keras and kerasae don't exist. A script for a process of its own: it imports nothing of this project.
+"""Runs a bundle's files where Keras and kerasae don't exist. A script for a process of its own, importing nothing from
+here.
 
     python -P replay.py <folder of the task>
 
-The folder holds `task.json` and `inputs.npz`; `outputs.npz` and `result.json` are written beside them. Importing TensorFlow imports
-Keras where that is installed, so both packages are made unimportable first, and TensorFlow too while ONNX files run.
+The folder holds `task.json` and `inputs.npz`; `outputs.npz` and `result.json` are written beside them. Importing
+TensorFlow imports Keras where that is installed, so both are made unimportable first, and TensorFlow too while ONNX
+files run.
 """
 
 import json

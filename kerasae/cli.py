@@ -68,7 +68,7 @@ def quickstart(dataset, folder, epochs, data_dir):
     import keras
     from sklearn.decomposition import PCA
 
-    from kerasae import builders, data, export, figures, metrics
+    from kerasae import builders, data, figures, metrics
 
     (x_train, y_train), (x_test, y_test) = data.load(dataset, data_dir=data_dir, labels=True)
     size = _SMALL if len(x_train) < 10_000 else _LARGE
@@ -123,10 +123,7 @@ def quickstart(dataset, folder, epochs, data_dir):
         figures.save(figure, folder / f"{name}.png")
 
     click.echo("\nExporting the variational autoencoder's encoder and decoder, and running them without Keras …")
-    manifest = export.export(
-        variational, folder / "variational_bundle", formats=("saved_model", "onnx"), x=x_test[:64], replace=True
-    )
-    _print_parity(manifest)
+    _export(variational, folder / "variational_bundle", x=x_test[:64], replace=True)
     click.echo(
         f"""
 In {folder.resolve()}:
@@ -211,12 +208,24 @@ def export_command(model, folder, replace):
     """Export MODEL, a zoo id or a .keras file, to FOLDER as SavedModel and ONNX, proved to compute the same."""
     import keras
 
-    from kerasae import export, zoo
+    from kerasae import zoo
 
-    loaded = keras.saving.load_model(model) if model.endswith(".keras") else zoo.load(model)
-    _print_parity(export.export(loaded, folder, replace=replace))
+    _export(keras.saving.load_model(model) if model.endswith(".keras") else zoo.load(model), folder, replace=replace)
     click.echo(f"Wrote {folder.resolve()}")
 
 
-def _print_parity(manifest):
-    raise NotImplementedError
+def _export(model, folder, **options):
+    """Exports, and prints the largest difference between Keras and each file, run in a process without Keras."""
+    from kerasae import export
+
+    try:
+        manifest = export.export(model, folder, **options)
+    except export.ExportError as error:
+        raise click.ClickException(str(error)) from error
+    largest = {}
+    for row in manifest["parity"]["measured"]:
+        key = row["part"], row["format"]
+        largest[key] = max(row["max_difference"], largest.get(key, 0.0))
+    click.echo(f"{'part':<14}{'format':<14}{'largest difference from Keras':>30}")
+    for (part, form), difference in largest.items():
+        click.echo(f"{part:<14}{form:<14}{difference:>30.2g}")

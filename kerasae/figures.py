@@ -46,7 +46,7 @@ def save(figure, path):
 
     >>> import numpy as np
     >>> figure = samples(np.random.default_rng(0).random((9, 8, 8)))
-    >>> save(figure, tmp / "samples.png").name
+    >>> save(figure, "figures/samples.png").name
     'samples.png'
     """
     path = Path(path)
@@ -331,10 +331,10 @@ def training_curves(history, unit="nats"):
     return figure
 
 
-def _figure(width, height):
+def _figure(width, height, layout="constrained"):
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def _mosaic(grid, ax, margin=0.1):
@@ -355,7 +355,8 @@ def _mosaic(grid, ax, margin=0.1):
     if ax is None:
         scale = _IMAGE_INCHES / max(height, width)
         size = np.array(picture.shape[1::-1]) * scale + margin
-        ax = _figure(*size).add_subplot()
+        # "compressed" measures names beside axes of fixed aspect rightly; "constrained" cuts long ones.
+        ax = _figure(*size, layout="compressed").add_subplot()
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)

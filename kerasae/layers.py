@@ -32,5 +32,5 @@ def sample_normal(z_mean, z_log_var, generator):
         Kingma and Welling 2014, section 2.4.
     """
     z_mean, z_log_var = ops.cast(z_mean, "float32"), ops.cast(z_log_var, "float32")
-    epsilon = tf.random.stateless_normal(tf.shape(z_mean), random_seed(generator))
+    epsilon = tf.random.stateless_normal(tf.shape(z_mean), random_seed(generator), alg="philox")
     return z_mean + ops.exp(0.5 * z_log_var) * epsilon

@@ -21,7 +21,7 @@ def own_networks():
         [
             keras.Input(INPUT_SHAPE),
             layers.Flatten(),
-            layers.Dense(16, kernel_regularizer=keras.regularizers.L2(1e-3)),
+            layers.Dense(16, use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-3)),
             layers.BatchNormalization(),
             layers.Activation("tanh"),
             layers.Dropout(0.2),

@@ -76,8 +76,9 @@ def test_long_row_names_are_whole(x):
     drawn_inside(figures.reconstructions({"input": x, "principal components, 30 of them": x}))
 
 
-def test_docstring_examples(tmp_path):
-    result = doctest.testmod(figures, extraglobs={"tmp": tmp_path})
+def test_docstring_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(figures)
     assert result.attempted >= 6
     assert result.failed == 0
 
@@ -132,7 +133,7 @@ def test_save_wants_a_png(x, tmp_path, name):
 
 
 @pytest.mark.parametrize("num_images", [1, 4, 10])
-def test_reconstructions_shows_every_row_in_order(x, num_images):
+def test_reconstructions_shows_every_row_in_order(x, num_images, caplog):
     corrupted = x + np.random.default_rng(0).normal(0, 0.5, x.shape)
     rows = {"clean": x, "corrupted": corrupted[..., None], "denoised": x**2}
     figure = figures.reconstructions(rows, num_images)
@@ -148,6 +149,7 @@ def test_reconstructions_shows_every_row_in_order(x, num_images):
     np.testing.assert_allclose(ax.get_yticks(), [3.5 + row * (8 + GAP) for row in range(3)])
     assert len(ax.get_xticks()) == 0
     drawn_inside(figure)
+    assert caplog.records == []  # matplotlib would warn of values outside [0, 1]
 
 
 def test_images_stand_apart(x):

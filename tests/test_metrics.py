@@ -264,7 +264,6 @@ def test_knn_accuracy_does_not_rescale():
     assert metrics.knn_accuracy(z_train, y_train, [[1.0, 40.0]], [0], num_neighbors=1) == 1.0
 
 
-@pytest.mark.slow
 def test_knn_accuracy_on_30_components_of_mnist(mnist):
     (x_train, y_train), (x_test, y_test) = mnist
     pca = PCA(30, svd_solver="covariance_eigh").fit(x_train.reshape(len(x_train), -1))

@@ -1,0 +1,475 @@
+"""The bundle: its files are read here by their own runtimes, and held against Keras and NumPy."""
+
+import hashlib
+import json
+import logging
+import re
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorflow as tf
+from keras import layers
+from kerasae.export import ExportError, export, onnx_files, parity
+
+from kerasae import builders
+from kerasae.models import Autoencoder
+
+SHAPE = (9, 7, 2)
+SMALL = {"dense": (20, 10), "conv": (4, 8)}
+BUILDERS = {
+    "undercomplete": (builders.undercomplete, {}),
+    "variational-bernoulli": (builders.variational, {"likelihood": "bernoulli"}),
+    "variational-gaussian": (builders.variational, {"likelihood": "gaussian"}),
+}
+CASES = [(family, network) for family in BUILDERS for network in ("dense", "conv")]
+PARTS = {"encoder": "encode", "decoder": "decode", "autoencoder": "reconstruct"}
+
+
+def perturb(model, seed=0):
+    """Never fitted, but with biases and weights that matter."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([(w + 0.1 * rng.standard_normal(w.shape)).astype(w.dtype) for w in model.get_weights()])
+    return model
+
+
+def build(family="undercomplete", network="dense", **kwargs):
+    builder, arguments = BUILDERS[family]
+    return perturb(builder(SHAPE, latent_dim=3, hidden_units=SMALL[network], network=network, **arguments, **kwargs))
+
+
+def vectors(hidden, num_features=6, latent_dim=2, output=None):
+    """An autoencoder of vectors around any hidden layers."""
+    encoder = keras.Sequential([keras.Input((num_features,)), *hidden, layers.Dense(latent_dim)])
+    decoder = keras.Sequential([keras.Input((latent_dim,)), output or layers.Dense(num_features)])
+    return perturb(Autoencoder(encoder, decoder))
+
+
+def session(path):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def ports(values):
+    return [(value.name, value.shape, value.type) for value in values]
+
+
+def run_onnx(path, *arrays):
+    opened = session(path)
+    return opened.run(None, dict(zip([port.name for port in opened.get_inputs()], arrays, strict=True)))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Skips the fresh process where a test is of something else: files then count as computing what the model does."""
+
+    def replay(parts, inputs, bundle, formats, workspace):
+        expected = parity.references(parts, inputs)
+        return {(kind, *key): expected[key[0]][key[1]] for kind in formats for key in _keys(expected)}
+
+    def _keys(expected):
+        return [(part, size) for part, sizes in expected.items() for size in sizes]
+
+    monkeypatch.setattr(parity, "replay", replay)
+
+
+@pytest.mark.parametrize(("family", "network"), CASES)
+def test_every_part_in_every_format_computes_what_keras_does(family, network, tmp_path, caplog):
+    model = build(family, network)
+    x = np.random.default_rng(1).random((3, *SHAPE), dtype="float32")
+    with caplog.at_level(logging.DEBUG, logger="tf2onnx"):
+        manifest = export(model, tmp_path / "bundle", x=x)
+    assert not [record for record in caplog.records if record.name.startswith("tf2onnx")]
+    bundle = tmp_path / "bundle"
+    code_names = ["z_mean", "z_log_var"] if family.startswith("variational") else ["z"]
+    codes = model.encoder.predict(x, verbose=0)
+    codes = codes if isinstance(codes, list) else [codes]
+    expected = {
+        "encoder": ((x,), dict(zip(code_names, codes, strict=True))),
+        "decoder": ((codes[0],), {"reconstruction": model.decode(codes[0])}),
+        "autoencoder": ((x,), {"reconstruction": model.predict(x, verbose=0)}),
+    }
+    loaded = tf.saved_model.load(str(bundle / "saved_model"))
+    assert set(loaded.signatures) == set(PARTS.values())
+    image, code = ["batch", *SHAPE], ["batch", 3]
+    for part, (inputs, outputs) in expected.items():
+        opened = session(bundle / f"{part}.onnx")
+        name = "z" if part == "decoder" else "x"
+        assert ports(opened.get_inputs()) == [(name, code if part == "decoder" else image, "tensor(float)")]
+        shape = code if part == "encoder" else image
+        assert ports(opened.get_outputs()) == [(output, shape, "tensor(float)") for output in outputs]
+        # Batches of 3 and of 1: the batch is free.
+        for rows in (slice(3), slice(1)):
+            answers = opened.run(None, {name: inputs[0][rows]})
+            named = loaded.signatures[PARTS[part]](**{name: tf.constant(inputs[0][rows])})
+            assert set(named) == set(outputs)
+            for answer, (output, reference) in zip(answers, outputs.items(), strict=True):
+                np.testing.assert_allclose(answer, reference[rows], rtol=0, atol=1e-5 * np.abs(reference).max())
+                np.testing.assert_allclose(named[output], reference[rows], rtol=0, atol=1e-6 * np.abs(reference).max())
+    assert json.loads((bundle / "manifest.json").read_text()) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # no working folder is left
+    measured = manifest["parity"]["measured"]
+    assert {(row["part"], row["format"], row["batch_size"]) for row in measured} == {
+        (part, kind, size) for part in PARTS for kind in ("saved_model", "onnx") for size in (1, 7)
+    }
+    assert all(0 <= row["relative_difference"] <= 1e-5 and row["max_reference"] > 1e-3 for row in measured)
+    assert {row["output"] for row in measured} == {*code_names, "reconstruction"}
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return build("variational-bernoulli")
+
+
+@pytest.fixture(scope="module")
+def bundle(vae, tmp_path_factory):
+    """A real export of a small VAE: `(folder, manifest)`. Read only."""
+    folder = tmp_path_factory.mktemp("export") / "vae"
+    return folder, export(vae, folder)
+
+
+def test_the_deployed_encoder_is_plain_matrix_products(vae, bundle):
+    """Held against NumPy: no Keras on either side."""
+    x = np.random.default_rng(2).random((5, *SHAPE), dtype="float32")
+    *hidden, (mean, mean_bias), (log_var, log_var_bias) = zip(*[iter(vae.encoder.get_weights())] * 2, strict=True)
+    h = x.reshape(5, -1).astype("float64")
+    for kernel, bias in hidden:
+        h = np.maximum(h @ kernel + bias, 0)
+    z_mean, z_log_var = run_onnx(bundle[0] / "encoder.onnx", x)
+    np.testing.assert_allclose(z_mean, h @ mean + mean_bias, atol=1e-5)
+    np.testing.assert_allclose(z_log_var, h @ log_var + log_var_bias, atol=1e-5)
+
+
+def test_manifest_describes_the_bundle(bundle):
+    folder, manifest = bundle
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {*manifest["files"], "manifest.json"}
+    assert {"encoder.onnx", "decoder.onnx", "autoencoder.onnx", "saved_model/saved_model.pb", "README.md"} <= files
+    for path, entry in manifest["files"].items():
+        content = (folder / path).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert manifest["family"] == "VariationalAutoencoder"
+    assert all(re.match(r"\d+\.\d+", text) for text in manifest["versions"].values())
+    encoder = manifest["parts"][0]
+    assert encoder["inputs"] == [
+        {"name": "x", "shape": ["batch", *SHAPE], "dtype": "float32", "value_range": [0.0, 1.0], "meaning": "examples"}
+    ]
+    assert [(port["name"], port["shape"], port["value_range"]) for port in encoder["outputs"]] == [
+        ("z_mean", ["batch", 3], None),
+        ("z_log_var", ["batch", 3], None),
+    ]
+    assert manifest["parity"]["examples"] == "generated"
+    assert manifest["parity"]["tolerance"] == 1e-5
+    assert manifest["precision"] == {"model": ["float32"], "exported": "float32", "relative_difference": None}
+
+
+def test_onnx_files_are_documented_and_standard(bundle):
+    for part in PARTS:
+        model = onnx.load(bundle[0] / f"{part}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert model.ir_version == 10
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 21)]
+        assert {node.domain for node in model.graph.node} == {""}
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        assert metadata["producer"] == "kerasae"
+        assert metadata["family"] == "VariationalAutoencoder"
+        assert metadata["kerasae_version"] == model.producer_version
+        assert metadata["part"] == part
+        assert part in model.doc_string
+        assert all(port.doc_string for port in (*model.graph.input, *model.graph.output))
+
+
+def test_readme_snippets_run(bundle, monkeypatch, capsys):
+    monkeypatch.chdir(bundle[0])
+    snippets = re.findall(r"```python\n(.*?)```", (bundle[0] / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, {})
+        assert capsys.readouterr().out == "(1, 9, 7, 2)\n"
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("network", ["dense", "conv"])
+@pytest.mark.parametrize("opset", [13, 18, 19, 25])
+def test_opsets(network, opset, tmp_path):
+    model = build(network=network)
+    export(model, tmp_path / "bundle", ["onnx"], opset=opset)
+    assert onnx.load(tmp_path / "bundle/autoencoder.onnx").opset_import[0].version == opset
+    x = np.random.default_rng(3).random((2, *SHAPE), dtype="float32")
+    (reconstruction,) = run_onnx(tmp_path / "bundle/autoencoder.onnx", x)
+    np.testing.assert_allclose(reconstruction, model.predict(x, verbose=0), atol=1e-5)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    "make_hidden",
+    [
+        lambda: [layers.Dense(30, activation="gelu")],
+        lambda: [layers.Dense(30, activation="celu")],
+        lambda: [layers.Dense(30), layers.Lambda(lambda t: keras.ops.log1p(keras.ops.abs(t)))],
+        # More than 128 values: TensorFlow then captures them as tensors instead of writing constants.
+        lambda: [
+            layers.Dense(200),
+            layers.Normalization(mean=np.linspace(-1, 1, 200), variance=np.linspace(1, 2, 200)),
+        ],
+        lambda: [layers.Dense(30), layers.BatchNormalization(), layers.Dropout(0.5), layers.GaussianNoise(0.5)],
+    ],
+    ids=["gelu", "celu", "log1p", "normalization", "batch_norm-dropout-noise"],
+)
+def test_layers_of_other_kinds(make_hidden, tmp_path):
+    model = vectors(make_hidden())
+    export(model, tmp_path / "bundle")
+    x = np.random.default_rng(4).standard_normal((50, 6)).astype("float32")
+    z = model.encode(x)
+    (from_onnx,) = run_onnx(tmp_path / "bundle/encoder.onnx", x)
+    from_tensorflow = tf.saved_model.load(str(tmp_path / "bundle/saved_model")).signatures["encode"](x=tf.constant(x))
+    np.testing.assert_allclose(from_onnx, z, atol=1e-5 * np.abs(z).max())
+    np.testing.assert_allclose(from_tensorflow["z"], z, atol=1e-6 * np.abs(z).max())
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_is_exported_in_float32(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build("variational-gaussian", "conv")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    reference = build("variational-gaussian", "conv")
+    reference.set_weights(model.get_weights())
+    manifest = export(model, tmp_path / "bundle", ["onnx"])
+    x = np.random.default_rng(5).standard_normal((4, *SHAPE)).astype("float32")
+    for answer, codes in zip(
+        run_onnx(tmp_path / "bundle/encoder.onnx", x), reference.encoder.predict(x, verbose=0), strict=True
+    ):
+        np.testing.assert_allclose(answer, codes, rtol=0, atol=1e-5 * np.abs(codes).max())
+    assert manifest["precision"]["model"] == [policy]
+    # Half precision keeps 11 (bfloat16: 8) bits of each number.
+    assert all(0 < value < 0.05 for value in manifest["precision"]["relative_difference"].values())
+    assert model.encoder.get_layer("hidden_1").compute_dtype == policy.removeprefix("mixed_")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_integer_images(tmp_path):
+    encoder = keras.Sequential(
+        [keras.Input((4, 4), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(3)]
+    )
+    decoder = keras.Sequential([keras.Input((3,)), layers.Dense(16), layers.Reshape((4, 4))])
+    manifest = export(Autoencoder(encoder, decoder), tmp_path / "bundle", "onnx")
+    assert session(tmp_path / "bundle/encoder.onnx").get_inputs()[0].type == "tensor(uint8)"
+    assert manifest["parts"][0]["inputs"][0]["value_range"] == [0, 255]
+
+
+# -- What fails leaves everything as it was --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A folder with something in it, and its content."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("earlier")
+    return folder
+
+
+def assert_untouched(folder):
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("manifest.json", "earlier")]
+
+
+def tamper(monkeypatch, part="decoder"):
+    """Makes the ONNX file of a part slightly wrong."""
+    convert = onnx_files.convert
+
+    def wrong(converted, *args):
+        model = convert(converted, *args)
+        if converted.name == part:
+            weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+            values = onnx.numpy_helper.to_array(weights) * np.float32(1.001)
+            weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+        return model
+
+    monkeypatch.setattr(onnx_files, "convert", wrong)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_wrong_file_is_found_and_named(exists, tmp_path, monkeypatch, request):
+    tamper(monkeypatch)
+    folder = request.getfixturevalue("earlier") if exists else tmp_path / "bundle"
+    with pytest.raises(ExportError, match=r"decoder as onnx, batch of 7, reconstruction: [\d.]+e-0[345]") as error:
+        export(build(), folder, replace=exists)
+    assert not re.search("encoder as|autoencoder as|saved_model", str(error.value))
+    if exists:
+        assert_untouched(folder)
+    else:
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_not_load_is_named(tmp_path, monkeypatch):
+    def swapped(model, path):
+        # Valid ONNX under the wrong name.
+        path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])).SerializeToString())
+
+    monkeypatch.setattr(onnx, "save", swapped)
+    with pytest.raises(ExportError, match=r"encoder as onnx: [\s\S]*decoder as onnx: ") as error:
+        export(build(), tmp_path / "bundle", ["onnx"])
+    assert "autoencoder as onnx: " in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_keras_and_kerasae_can_not_be_imported_where_files_are_checked(tmp_path, monkeypatch):
+    """A file that needs kerasae's own Python would fail: the script runs alone, and says what it could import."""
+    script = tmp_path / "replay.py"
+    source = (parity.Path(parity.__file__).with_name("replay.py")).read_text()
+    probe = '    for name in ("keras", "kerasae"):\n        try:\n            __import__(name)\n'
+    probe += '        except ImportError:\n            continue\n        raise SystemExit(f"{name} was imported")\n'
+    script.write_text(source.replace("    present = ", probe + "    present = ", 1))
+    assert probe in script.read_text()
+    monkeypatch.setattr(parity, "__file__", str(tmp_path / "parity.py"))
+    manifest = export(build(), tmp_path / "bundle")
+    assert manifest["parity"]["max_relative_difference"] <= 1e-5
+
+
+class Sampling(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.generator = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("make_layer", "message"),
+    [
+        (Sampling, "encoder draws random numbers at inference: .*StatelessRandomNormalV2"),
+        (
+            lambda: layers.Lambda(lambda t: keras.ops.erfinv(keras.ops.tanh(t))),
+            "encoder .*operator Erfinv .*saved_model",
+        ),
+        (
+            lambda: layers.Lambda(lambda t: keras.ops.one_hot(keras.ops.argmax(t, -1), 4)),
+            "encoder .*operator Bitcast .*top_k",
+        ),
+    ],
+    ids=["sampling", "erfinv", "argmax"],
+)
+def test_what_cant_be_exported_is_named(make_layer, message, earlier):
+    with pytest.raises(ExportError, match=message):
+        export(vectors([make_layer()]), earlier, replace=True)
+    assert_untouched(earlier)
+    assert logging.getLogger("tf2onnx").propagate
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_sampling_is_refused_as_saved_model_too(tmp_path):
+    """Its noise would be frozen there: the same in every process."""
+    with pytest.raises(ExportError, match="draws random numbers"):
+        export(vectors([Sampling()]), tmp_path / "bundle", ["saved_model"])
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_diverged_model_is_refused(tmp_path):
+    model = build()
+    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    with pytest.raises(ExportError, match="encoder gives NaN or infinity in z"):
+        export(model, tmp_path / "bundle")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_replace(earlier):
+    export(build(), earlier, ["onnx"], replace=True)
+    assert json.loads((earlier / "manifest.json").read_text())["formats"] == ["onnx"]
+    assert [path.name for path in earlier.parent.iterdir()] == [earlier.name]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_new_parents_and_empty_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "new" / "deeper"):
+        export(build(), folder, ["onnx"])
+        assert (folder / "encoder.onnx").exists()
+        assert folder.stat().st_mode == tmp_path.joinpath("empty").stat().st_mode  # not a private working folder's
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_previous_bundle_is_put_back_if_the_move_fails(earlier, monkeypatch):
+    rename = parity.Path.rename
+
+    def fails(path, target):
+        if path.name == "bundle" and target == earlier.resolve() and path != earlier:
+            raise OSError("disk error")
+        return rename(path, target)
+
+    monkeypatch.setattr(parity.Path, "rename", fails)
+    with pytest.raises(ExportError, match="disk error"):
+        export(build(), earlier, ["onnx"], replace=True)
+    assert_untouched(earlier)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_full_disk_halfway(earlier, monkeypatch):
+    def full(model, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", full)
+    with pytest.raises(ExportError, match="No space left on device"):
+        export(build(), earlier, replace=True)
+    assert_untouched(earlier)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"formats": ["onx"]}, "'onx'.*Did you mean 'onnx'"),
+        ({"formats": "torch"}, "`formats` must be one of .*'torch'"),
+        ({"formats": []}, "`formats` must name at least one"),
+        ({"formats": None}, "`formats` must be one of"),
+        ({"opset": 12}, "from 13 to 25. Received: 12"),
+        ({"opset": 26}, "from 13 to 25. Received: 26"),
+        ({"opset": 18.0}, "from 13 to 25. Received: 18.0"),
+        ({"tolerance": -1}, "`tolerance` must be"),
+        ({"x": np.zeros((2, 9, 7))}, r"`x` must have shape \(batch, 9, 7, 2\)"),
+        ({}, "is not empty.*replace=True"),
+    ],
+)
+def test_bad_arguments(arguments, message, earlier):
+    with pytest.raises(ValueError, match=message):
+        export(build(), earlier, **{"formats": ["onnx"], **arguments})
+    assert_untouched(earlier)
+
+
+def test_bernoulli_examples_must_lie_in_the_unit_interval(vae, tmp_path):
+    with pytest.raises(ValueError, match="Divide 8-bit images by 255"):
+        export(vae, tmp_path / "bundle", x=np.full((2, *SHAPE), 255))
+
+
+@pytest.mark.parametrize("model", [None, "vae.keras", keras.Sequential([keras.Input((2,)), layers.Dense(1)])])
+def test_other_models_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="must be a kerasae model"):
+        export(model, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("file/sub", "Can't write into"), ("file", "is a file"), (".", "of its own")]
+)
+def test_bad_folders(folder, message, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        export(build(), folder, replace=True)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_examples_that_cant_be_made_up_are_asked_for(tmp_path):
+    encoder = keras.Sequential([keras.Input((None, 2)), layers.Conv1D(2, 3, padding="same")])
+    decoder = keras.Sequential([keras.Input((None, 2)), layers.Conv1D(2, 3, padding="same")])
+    model = perturb(Autoencoder(encoder, decoder))
+    with pytest.raises(ValueError, match="Pass a few as `x`"):
+        export(model, tmp_path / "bundle")
+    manifest = export(model, tmp_path / "bundle", x=np.random.default_rng(6).standard_normal((2, 5, 2)))
+    assert manifest["parts"][0]["outputs"][0]["shape"] == ["batch", "z_1", 2]
+    assert run_onnx(tmp_path / "bundle/autoencoder.onnx", np.zeros((2, 11, 2), "float32"))[0].shape == (2, 11, 2)

@@ -1,0 +1,73 @@
+"""The plan of the house: imports only go down, and importing kerasae costs what importing Keras costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Each room may import the rooms before it. `export` and `zoo` stand on kerasae, not on each other; only the command imports them.
+FLOORS = [
+    {"checks"},
+    {"layers", "losses"},
+    {"networks"},
+    {"models"},
+    {"builders"},
+    {"data", "metrics"},
+    {"recipes", "figures"},
+    {"export", "zoo"},
+    {"cli"},
+]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported_rooms(path):
+    """The rooms that a module imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module == "kerasae":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("kerasae.")):
+            yield (node.module or "").removeprefix("kerasae.").split(".")[0] if not node.level else "relative import"
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kerasae."))
+
+
+def modules():
+    for folder, package in (("kerasae", ""), ("export", "export"), ("zoo", "zoo")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            if (package or parts[0]) != "__init__" and "clients" not in parts:
+                yield pytest.param(package or parts[0], path, id=str(path.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize(("room", "path"), modules())
+def test_imports_only_go_down(room, path):
+    assert room in FLOOR, f"{path} stands in no room: add it to FLOORS, or move it"
+    for imported in set(imported_rooms(path)) - {room, "__version__"}:
+        assert FLOOR[imported] < FLOOR[room], f"{room} imports {imported}"
+
+
+def imported_by(statement):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_kerasae_imports_no_more_than_keras_does():
+    heavy = {"tensorflow_datasets", "sklearn", "matplotlib", "onnx", "onnxruntime", "tf2onnx", "pydantic", "click"}
+    assert not heavy & (imported_by("import kerasae") - imported_by("import keras"))
+
+
+def test_importing_kerasae_registers_its_classes():
+    code = "import kerasae, keras; print(keras.saving.get_registered_object('kerasae>VariationalAutoencoder'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "VariationalAutoencoder" in run.stdout
+
+
+def test_every_package_is_installed():
+    text = (ROOT / "pyproject.toml").read_text()
+    for folder in ("kerasae", "export", "zoo"):
+        for init in (ROOT / folder).rglob("__init__.py"):
+            package = ".".join(init.parent.relative_to(ROOT).parts)
+            assert f'"{package if folder == "kerasae" else "kerasae." + package}"' in text
