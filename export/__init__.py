@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tensorflow as tf
+
+import kerasae
+from kerasae import checks
 from kerasae.export import onnx_files, parity
 from kerasae.export.onnx_files import DEFAULT_OPSET
 from kerasae.export.parts import ExportError, in_float32, parts_of
 from kerasae.export.readme import readme
-
-import kerasae
-from kerasae import checks
 from kerasae.models import Autoencoder
 
 __all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "export"]
@@ -158,17 +158,15 @@ def _check_opset(opset):
 def _open_workspace(folder, replace):
     """The folder as an absolute path, and a new folder on its disk to work in; raises if either can't be."""
     folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`folder` must be a folder, and {folder} is a file.")
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(
-            f"`folder` must be a folder of its own, and {folder} is or holds the current one. Name one inside."
+            f"`folder` must be one of its own, and {folder} is or holds the current one. Name one inside it."
         )
     try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"`folder` must be a folder, and {folder} is a file.")
         if folder.exists() and any(folder.iterdir()) and not replace:
-            raise ValueError(
-                f"{folder} is not empty. Choose another folder, or pass `replace=True` to replace all it holds."
-            )
+            raise ValueError(f"{folder} is not empty. Choose another, or pass `replace=True` to replace all it holds.")
         ancestor = next(parent for parent in folder.parents if parent.exists())
         return folder, Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=ancestor))
     except OSError as error:

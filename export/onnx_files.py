@@ -6,10 +6,11 @@ import re
 import warnings
 
 import numpy as np
+
 from kerasae.export.parts import ExportError, is_random
 
 MIN_OPSET, MAX_OPSET = 13, 25
-# What ONNX Runtime has run since 1.18, in its web and Node.js builds too.
+# Run by ONNX Runtime in Python, on the web and in Node.js alike.
 DEFAULT_OPSET = 21
 # ONNX Runtime refuses the newest; this one belongs to opset 21.
 IR_VERSION = 10

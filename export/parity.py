@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from kerasae.export.parts import ExportError
 
 from kerasae import checks
+from kerasae.export.parts import ExportError
 
 BATCH_SIZES = (1, 7)
 
@@ -184,7 +184,7 @@ def compare(expected, outputs, tolerance):
             )
             if not relative <= tolerance:  # NaN fails too
                 failures.append(
-                    f"{where}: {relative:.3g} (differs by {difference:.3g}, where values reach {scale:.3g})"
+                    f"{where}: {relative:.1e} (differs by {difference:.1e}, where values reach {scale:.1e})"
                 )
     if failures:
         raise ExportError(

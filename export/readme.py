@@ -6,6 +6,7 @@ def readme(manifest):
     parts = {part["name"]: part for part in manifest["parts"]}
     x = parts["encoder"]["inputs"][0]
     codes = [port["name"] for port in parts["encoder"]["outputs"]]
+    unpacked = ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)"
     # Free sizes need some number in a snippet.
     shape = [1, *(size if isinstance(size, int) else 32 for size in x["shape"][1:])]
     parity = manifest["parity"]
@@ -28,7 +29,7 @@ def readme(manifest):
             'encoder = onnxruntime.InferenceSession("encoder.onnx")\n'
             'decoder = onnxruntime.InferenceSession("decoder.onnx")\n'
             f"{array}\n"
-            f'{", ".join(codes)}{"," if len(codes) == 1 else ""} = encoder.run(None, {{"x": x}})\n'
+            f'{unpacked} = encoder.run(None, {{"x": x}})\n'
             f'(reconstruction,) = decoder.run(None, {{"z": {codes[0]}}})\n'
             "print(reconstruction.shape)\n```\n\n"
             f"`autoencoder.onnx` is both in a row. Opset {manifest['onnx']['opset']}, standard operators only.\n"

@@ -154,7 +154,8 @@ def _networks(
 
 def _warn_if_overcomplete(model):
     latent_dim, num_features = (
-        math.prod(size or 1 for size in tensor.shape[1:]) for tensor in (model.encoder.outputs[0], model.encoder.inputs[0])
+        math.prod(size or 1 for size in tensor.shape[1:])
+        for tensor in (model.encoder.outputs[0], model.encoder.inputs[0])
     )
     if latent_dim >= num_features:
         warnings.warn(

@@ -11,7 +11,9 @@ import click
 import kerasae
 
 _DATA_DIR = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of prepared tensorflow-datasets. Default: $TFDS_DATA_DIR."
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of prepared tensorflow-datasets. Default: $TFDS_DATA_DIR.",
 )
 
 
@@ -19,7 +21,7 @@ _DATA_DIR = click.option(
 @click.version_option(kerasae.__version__, prog_name="kerasae")
 def cli():
     """Autoencoders for Keras: fit one, get one ready-made, deploy one."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -58,9 +60,13 @@ _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_d
 
 
 @cli.command()
-@click.option("--dataset", default="digits", show_default=True, help='"digits" needs no download; or mnist, fashion_mnist, …')
+@click.option(
+    "--dataset", default="digits", show_default=True, help='"digits" needs no download; or mnist, fashion_mnist, …'
+)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("kerasae-quickstart"), show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of each model. Default: 40 for digits, 10 for the others.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Epochs of each model. Default: 40 for digits, 10 for the others."
+)
 @_DATA_DIR
 def quickstart(dataset, folder, epochs, data_dir):
     """The whole road once: fit, evaluate, look, save, export, run without Keras."""
@@ -70,7 +76,7 @@ def quickstart(dataset, folder, epochs, data_dir):
 
     from kerasae import builders, data, figures, metrics
 
-    (x_train, y_train), (x_test, y_test) = data.load(dataset, data_dir=data_dir, labels=True)
+    (x_train, _), (x_test, y_test) = data.load(dataset, data_dir=data_dir, labels=True)
     size = _SMALL if len(x_train) < 10_000 else _LARGE
     fit = {"epochs": epochs or size["epochs"], "batch_size": size["batch_size"], "validation_data": (x_test,)}
     click.echo(f"{dataset}: {len(x_train):,} training and {len(x_test):,} test images of shape {x_train.shape[1:]}")
@@ -169,7 +175,9 @@ def zoo_show(model_id):
 
 @zoo.command("train")
 @click.argument("recipe")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where to. Default: a folder of the model's name, here.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where to. Default: a folder of the model's name, here."
+)
 @_DATA_DIR
 def zoo_train(recipe, folder, data_dir):
     """Train a model by RECIPE, a model's id or a TOML file. Call again to go on with a run that was stopped."""

@@ -7,6 +7,8 @@ import math
 
 from keras import ops
 
+_SMALLEST_RATE = 1e-6
+
 
 def _sum_features(values):
     # (batch, ...) -> (batch,)
@@ -15,7 +17,9 @@ def _sum_features(values):
 
 def _float32(*tensors):
     # Half precision is too coarse to sum hundreds of features in.
-    return [t if t.dtype in ("float32", "float64") else ops.cast(t, "float32") for t in map(ops.convert_to_tensor, tensors)]
+    return [
+        t if t.dtype in ("float32", "float64") else ops.cast(t, "float32") for t in map(ops.convert_to_tensor, tensors)
+    ]
 
 
 def squared_error(x, reconstruction):
@@ -83,3 +87,41 @@ def kl_standard_normal(z_mean, z_log_var):
     z_mean, z_log_var = _float32(z_mean, z_log_var)
     # A z_log_var of (batch, 1) broadcasts against z_mean here, so that the sum runs over every latent.
     return 0.5 * _sum_features(ops.exp(z_log_var) + ops.square(z_mean) - 1.0 - z_log_var)
+
+
+def sparsity_penalty(activations, target, penalty, average):
+    """How far a layer's sparsity is from the one that is wanted, per example.
+
+    With rho the target and r the mean activation: `"kl"`, `rho ln(rho / r) + (1 - rho) ln((1 - rho) / (1 - r))`; `"absolute"`,
+    `|rho - r|`; `"squared"`, `(rho - r)^2`. With `average="example"`, r is the mean over an example's units; with `"batch"`, each unit's
+    mean over the batch, and the penalty is summed over units. `"l1"` is `sum_i |a_i|`, without target or average.
+
+    Args:
+        activations: of one layer, shape `(batch, units)`; in [0, 1] for `"kl"`.
+        target: rho; in (0, 1) for `"kl"`.
+        penalty: `"kl"`, `"absolute"`, `"squared"` or `"l1"`.
+        average: `"example"` or `"batch"`.
+
+    Returns:
+        Shape `(batch,)`; with `average="batch"` the same number for each example. In nats for `"kl"`.
+
+    Reference:
+        Ng 2011, "Sparse autoencoder", CS294A lecture notes.
+    """
+    (activations,) = _float32(activations)
+    if penalty == "l1":
+        return _sum_features(ops.abs(activations))
+    rate = ops.mean(activations, axis=1 if average == "example" else 0)
+    if penalty == "absolute":
+        difference = ops.abs(target - rate)
+    elif penalty == "squared":
+        difference = ops.square(target - rate)
+    else:
+        # A rate of exactly 0 or 1, as a saturated sigmoid has in float32, would give infinity and no gradient.
+        rate = ops.clip(rate, _SMALLEST_RATE, 1 - _SMALLEST_RATE)
+        difference = target * (math.log(target) - ops.log(rate)) + (1 - target) * (
+            math.log1p(-target) - ops.log(1 - rate)
+        )
+    if average == "example":
+        return difference
+    return ops.broadcast_to(ops.sum(difference), ops.shape(activations)[:1])

@@ -127,13 +127,14 @@ def _check(shape, hidden_units, network, name="input_shape"):
     return shape, hidden_units
 
 
-def check_pair(encoder, decoder, num_codes=(1,)):
+def check_pair(encoder, decoder, num_codes=(1,), num_reconstructions=1):
     """Raises `ValueError` unless the two models fit together: code to code, and back to the input's shape.
 
     Args:
         encoder: built Keras model with one input.
         decoder: built Keras model with one input.
         num_codes: how many outputs the encoder may have.
+        num_reconstructions: how many the decoder has, all of the input's shape.
     """
     for model, name in ((encoder, "encoder"), (decoder, "decoder")):
         if not isinstance(model, keras.Model):
@@ -148,15 +149,18 @@ def check_pair(encoder, decoder, num_codes=(1,)):
     if len(encoder.outputs) not in num_codes:
         allowed = " or ".join(map(str, num_codes))
         raise ValueError(f"`encoder` must have {allowed} output(s). Received {len(encoder.outputs)}: {encoder.outputs}")
-    if len(decoder.outputs) != 1:
-        raise ValueError(f"`decoder` must have one output. Received {len(decoder.outputs)}: {decoder.outputs}")
+    if len(decoder.outputs) != num_reconstructions:
+        raise ValueError(
+            f"`decoder` must have {num_reconstructions} output(s). Received {len(decoder.outputs)}: {decoder.outputs}"
+        )
     code, code_in = encoder.outputs[0].shape[1:], decoder.inputs[0].shape[1:]
     if not checks.shapes_match(code, code_in):
         raise ValueError(
             f"`encoder` and `decoder` don't fit: the encoder gives codes of shape {code}, the decoder takes {code_in}."
         )
-    x, reconstruction = encoder.inputs[0].shape[1:], decoder.outputs[0].shape[1:]
-    if not checks.shapes_match(x, reconstruction):
-        raise ValueError(
-            f"`encoder` and `decoder` don't fit: the encoder takes examples of shape {x}, the decoder gives {reconstruction}."
-        )
+    x = encoder.inputs[0].shape[1:]
+    for output in decoder.outputs:
+        if not checks.shapes_match(x, output.shape[1:]):
+            raise ValueError(
+                f"`encoder` and `decoder` don't fit: the encoder takes examples of shape {x}, the decoder gives {output.shape[1:]}."
+            )

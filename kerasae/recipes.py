@@ -52,6 +52,11 @@ class Measurement(_Section):
     published: float | None = None
     source: str | None = None
 
+    @pydantic.field_validator("metric")
+    @classmethod
+    def _known(cls, value):
+        return checks.choice(value, "metric", _METRICS)
+
 
 class Recipe(_Section):
     """A recipe file's contents."""
@@ -213,7 +218,7 @@ def measure(recipe, model, x_train, x_test):
     """
     records = []
     for measurement in recipe.measure:
-        function, unit, protocol = _METRICS[checks.choice(measurement.metric, "metric", _METRICS)]
+        function, unit, protocol = _METRICS[measurement.metric]
         records.append(
             {
                 **measurement.model_dump(),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,9 +13,10 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from keras import layers
-from kerasae.export import ExportError, export, onnx_files, parity
+from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasae import builders
+from kerasae.export import ExportError, export, onnx_files, parity
 from kerasae.models import Autoencoder
 
 SHAPE = (9, 7, 2)
@@ -180,13 +182,30 @@ def test_onnx_files_are_documented_and_standard(bundle):
         assert all(port.doc_string for port in (*model.graph.input, *model.graph.output))
 
 
-def test_readme_snippets_run(bundle, monkeypatch, capsys):
-    monkeypatch.chdir(bundle[0])
-    snippets = re.findall(r"```python\n(.*?)```", (bundle[0] / "README.md").read_text(), re.DOTALL)
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("family", ["undercomplete", "variational-bernoulli"])
+def test_readme_snippets_run(family, tmp_path, monkeypatch, capsys):
+    export(build(family), tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path / "bundle")
+    snippets = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
     for snippet in snippets:
         exec(snippet, {})
         assert capsys.readouterr().out == "(1, 9, 7, 2)\n"
+
+
+def test_variational_files_draw_no_random_numbers(bundle):
+    saved = saved_model_pb2.SavedModel.FromString((bundle[0] / "saved_model/saved_model.pb").read_bytes())
+    operators = {
+        node.op
+        for graph in saved.meta_graphs
+        for function in graph.graph_def.library.function
+        for node in function.node_def
+    }
+    assert "MatMul" in operators
+    for part in PARTS:
+        operators |= {node.op_type for node in onnx.load(bundle[0] / f"{part}.onnx").graph.node}
+    assert not [operator for operator in operators if re.search("Random|Normal|Uniform|Rng", operator)]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -260,7 +279,7 @@ def test_integer_images(tmp_path):
     assert manifest["parts"][0]["inputs"][0]["value_range"] == [0, 255]
 
 
-# -- What fails leaves everything as it was --------------------------------------------------------------------------------
+# -- What fails leaves everything as it was ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -296,8 +315,9 @@ def tamper(monkeypatch, part="decoder"):
 def test_a_wrong_file_is_found_and_named(exists, tmp_path, monkeypatch, request):
     tamper(monkeypatch)
     folder = request.getfixturevalue("earlier") if exists else tmp_path / "bundle"
+    formats = ["onnx", "saved_model"] if exists else ["onnx"]
     with pytest.raises(ExportError, match=r"decoder as onnx, batch of 7, reconstruction: [\d.]+e-0[345]") as error:
-        export(build(), folder, replace=exists)
+        export(build(), folder, formats, replace=exists)
     assert not re.search("encoder as|autoencoder as|saved_model", str(error.value))
     if exists:
         assert_untouched(folder)
@@ -320,7 +340,7 @@ def test_a_file_that_does_not_load_is_named(tmp_path, monkeypatch):
 def test_keras_and_kerasae_can_not_be_imported_where_files_are_checked(tmp_path, monkeypatch):
     """A file that needs kerasae's own Python would fail: the script runs alone, and says what it could import."""
     script = tmp_path / "replay.py"
-    source = (parity.Path(parity.__file__).with_name("replay.py")).read_text()
+    source = Path(parity.__file__).with_name("replay.py").read_text()
     probe = '    for name in ("keras", "kerasae"):\n        try:\n            __import__(name)\n'
     probe += '        except ImportError:\n            continue\n        raise SystemExit(f"{name} was imported")\n'
     script.write_text(source.replace("    present = ", probe + "    present = ", 1))
@@ -395,14 +415,14 @@ def test_new_parents_and_empty_folders(tmp_path):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_previous_bundle_is_put_back_if_the_move_fails(earlier, monkeypatch):
-    rename = parity.Path.rename
+    rename = Path.rename
 
     def fails(path, target):
         if path.name == "bundle" and target == earlier.resolve() and path != earlier:
             raise OSError("disk error")
         return rename(path, target)
 
-    monkeypatch.setattr(parity.Path, "rename", fails)
+    monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(ExportError, match="disk error"):
         export(build(), earlier, ["onnx"], replace=True)
     assert_untouched(earlier)

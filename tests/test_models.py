@@ -309,7 +309,9 @@ def test_networks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="must be a Keras model"):
         builders.undercomplete(encoder="encoder", decoder=decoder)
     with pytest.raises(ValueError, match=r"Add keras.layers.Activation\(.sigmoid.\)"):
-        builders.undercomplete(encoder=encoder, decoder=builders.undercomplete(INPUT_SHAPE, 3).decoder, loss="binary_crossentropy")
+        builders.undercomplete(
+            encoder=encoder, decoder=builders.undercomplete(INPUT_SHAPE, 3).decoder, loss="binary_crossentropy"
+        )
 
 
 @pytest.mark.parametrize("builder", [builders.undercomplete, builders.variational])

@@ -101,7 +101,11 @@ def card(recipe, facts):
         f"- Family: {recipe.family}, {facts['model']['parameters']:,} parameters, {facts['model']['bytes']:,} bytes",
         f"- Built by: `{_call(recipe)}`",
         f"- Data: {recipe.data.name}, "
-        + (f"the last {recipe.data.validation:,} training images held out" if recipe.data.validation else "all training images"),
+        + (
+            f"the last {recipe.data.validation:,} training images held out"
+            if recipe.data.validation
+            else "all training images"
+        ),
         f"- Training: {training.optimizer}, learning rate {training.learning_rate:g} ({training.schedule}), "
         f"batches of {training.batch_size}, {training.epochs} epochs, seed {recipe.seed}",
         "- Versions: " + ", ".join(f"{name} {v}" for name, v in facts["versions"].items()),
@@ -120,7 +124,7 @@ def card(recipe, facts):
         "",
         "![inputs and reconstructions](preview.png)",
         "",
-        f"Train it again: `kerasae zoo train {facts['id']} --folder {facts['id']}`. This card is generated from `recipe.toml` and `metrics.json`.",
+        f"Train it again: `kerasae zoo train {facts['id']} --folder {facts['id']}`. Generated from `recipe.toml` and `metrics.json`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,6 +1,15 @@
 """The models, one file a family."""
 
 from kerasae.models.autoencoder import Autoencoder
+from kerasae.models.denoising import DenoisingAutoencoder
+from kerasae.models.sparse import KAnnealing, KSparseAutoencoder, SparseAutoencoder
 from kerasae.models.variational import VariationalAutoencoder
 
-__all__ = ["Autoencoder", "VariationalAutoencoder"]
+__all__ = [
+    "Autoencoder",
+    "DenoisingAutoencoder",
+    "KAnnealing",
+    "KSparseAutoencoder",
+    "SparseAutoencoder",
+    "VariationalAutoencoder",
+]

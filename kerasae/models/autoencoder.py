@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, losses
+from kerasae.layers import TiedDense
 from kerasae.networks import check_pair
 
 RECONSTRUCTION_LOSSES = ("squared_error", "binary_crossentropy")
@@ -48,13 +50,19 @@ class Autoencoder(keras.Model):
     term_names = ("reconstruction_loss",)
     # What the encoder's outputs are called where it is deployed.
     code_names = ("z",)
-    # How many outputs a family's encoder may have.
+    # How many outputs a family's encoder may have, and its decoder has.
     _num_codes = (1,)
+    _num_reconstructions = 1
+    # A family whose units can die or collapse logs `active_units`: those whose variance over the examples exceeds this.
+    active_threshold = None
 
     def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
         super().__init__(**kwargs)
-        check_pair(encoder, decoder, self._num_codes)
+        check_pair(encoder, decoder, self._num_codes, self._num_reconstructions)
         self.distortion = checks.choice(loss, "loss", RECONSTRUCTION_LOSSES)
+        for layer in decoder.layers:
+            if isinstance(layer, TiedDense):
+                layer.connect(encoder)
         self.encoder = encoder
         self.decoder = decoder
         self.seed = seed
@@ -63,6 +71,9 @@ class Autoencoder(keras.Model):
         self.evaluation_seed_generator = keras.random.SeedGenerator(seed)
         self._decode_with_logits = _logits_decoder(decoder) if self.needs_unit_interval else None
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
+        self._active_units = None
+        if self.active_threshold is not None and self.code_size is not None:
+            self._active_units = ActiveUnits(self.code_size, self.active_threshold)
         # Both networks are built. Without this, `.keras` files would lose the optimiser's state.
         self.built = True
 
@@ -122,7 +133,33 @@ class Autoencoder(keras.Model):
         """Reconstructions from codes: NumPy, `(n, *input_shape)`. Takes what `keras.Model.predict` takes."""
         if _is_array(z):
             z = checks.array(z, self.decoder.inputs[0].shape[1:], name="z")
-        return self.decoder.predict(z, batch_size=_batch_size(z, batch_size), verbose=verbose)
+        return self.reconstruction_of(self.decoder.predict(z, batch_size=_batch_size(z, batch_size), verbose=verbose))
+
+    def reconstruction_of(self, decoder_output):
+        """The reconstruction among the decoder's outputs."""
+        return decoder_output
+
+    def active_units(self, x, batch_size=256):
+        """How many of the code's units vary over examples, and so can carry information; the others are dead or collapsed.
+
+        A unit is active where the variance of its code over the examples exceeds 0.01 (0 for a k-sparse code, where a unit that is never
+        kept is constantly 0), after Burda et al. 2016, appendix C. See `kerasae.metrics.active_units`.
+
+        Args:
+            x: examples; as many as the question is asked of.
+
+        Returns:
+            int, at most `latent_dim`.
+        """
+        codes = self.encode(x, batch_size).astype("float64")
+        threshold = 0.01 if self.active_threshold is None else self.active_threshold
+        return int((codes.reshape(len(codes), -1).var(axis=0) > threshold).sum())
+
+    @property
+    def code_size(self):
+        """Number of entries of a code, or None where the code's shape depends on the input's."""
+        shape = self.encoder.outputs[0].shape[1:]
+        return None if None in shape else math.prod(shape)
 
     # -- The steps ---------------------------------------------------------------------------------------------------------------------
 
@@ -160,6 +197,8 @@ class Autoencoder(keras.Model):
         loss += sum((ops.cast(ops.sum(extra), loss.dtype) for extra in self.losses), 0.0)
         for tracker in self._term_trackers:
             tracker.update_state(terms[tracker.name])
+        if self._active_units is not None:
+            self._active_units.update_state(ops.reshape(outputs.get("z_mean", outputs["z"]), (batch_size, -1)))
         self._loss_tracker.update_state(loss, sample_weight=batch_size)
         return loss, {"x": x, "y": y, "y_pred": reconstruction, "sample_weight": sample_weight}
 
@@ -212,9 +251,7 @@ class Autoencoder(keras.Model):
             x, input_shape, name=f"{prefix}x", unit_interval=y is None and self.needs_unit_interval
         )
         if y is not None:
-            arguments["y"] = checks.array(
-                y, target_shape, name=f"{prefix}y", unit_interval=self.needs_unit_interval
-            )
+            arguments["y"] = checks.array(y, target_shape, name=f"{prefix}y", unit_interval=self.needs_unit_interval)
             if len(arguments["y"]) != len(arguments["x"]):
                 raise ValueError(
                     f"{prefix}`x` and `y` must hold the same number of examples. "
@@ -267,8 +304,12 @@ class Autoencoder(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        networks = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("encoder", "decoder")}
-        return cls(**{**config, **networks})
+        # The networks, and whatever layers a family has besides.
+        serialized = {
+            name: value for name, value in config.items() if isinstance(value, dict) and "class_name" in value
+        }
+        objects = {name: keras.saving.deserialize_keras_object(value) for name, value in serialized.items()}
+        return cls(**{**config, **objects})
 
     # Keras doesn't save the state of random seeds. Without it, training that goes on from a file would draw other noise.
 
@@ -284,6 +325,37 @@ class Autoencoder(keras.Model):
         for i, state in enumerate(self._seed_states()):
             state.assign(np.asarray(store[f"seed_state_{i}"]))
         super().load_own_variables({key: store[key] for key in store.keys() if not key.startswith("seed_state_")})
+
+
+class ActiveUnits(keras.metrics.Metric):
+    """Counts the units of a code whose variance over all examples seen exceeds a threshold.
+
+    Args:
+        num_units: size of the code.
+        threshold: of the variance; in squared units of the code.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", appendix C.
+    """
+
+    def __init__(self, num_units, threshold, name="active_units"):
+        super().__init__(name=name)
+        self.threshold = threshold
+        # Sums, so that those of several replicas can be added up.
+        self.count = self.add_variable((), "zeros", name="count")
+        self.sum = self.add_variable((num_units,), "zeros", name="sum")
+        self.sum_of_squares = self.add_variable((num_units,), "zeros", name="sum_of_squares")
+
+    def update_state(self, codes):
+        codes = ops.cast(codes, "float32")
+        self.count.assign_add(ops.cast(ops.shape(codes)[0], "float32"))
+        self.sum.assign_add(ops.sum(codes, axis=0))
+        self.sum_of_squares.assign_add(ops.sum(ops.square(codes), axis=0))
+
+    def result(self):
+        count = ops.maximum(self.count, 1.0)
+        variance = self.sum_of_squares / count - ops.square(self.sum / count)
+        return ops.sum(ops.cast(variance > self.threshold, "float32"))
 
 
 def _is_batched(x):

@@ -4,6 +4,7 @@ import math
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, losses
@@ -11,6 +12,7 @@ from kerasae.layers import sample_normal
 from kerasae.models.autoencoder import Autoencoder
 
 LIKELIHOODS = ("bernoulli", "gaussian")
+VARIANCES = ("learned", "predicted")
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -25,9 +27,11 @@ class VariationalAutoencoder(Autoencoder):
     Args:
         encoder: Keras model from `(batch, *input_shape)` to `[z_mean, z_log_var]`, `(batch, latent_dim)` each; `z_log_var` may be
             `(batch, 1)`: one variance for all latents (isotropic).
-        decoder: Keras model from `(batch, latent_dim)` to the mean of `p(x|z)`, `(batch, *input_shape)`.
+        decoder: Keras model from `(batch, latent_dim)` to the mean of `p(x|z)`, `(batch, *input_shape)`; with `variance="predicted"` to
+            `[mean, log_variance]`.
         likelihood: `"bernoulli"` (data in [0, 1], a decoder that ends in a sigmoid, on whose logits it is computed), or `"gaussian"`.
-        variance: c of the Gaussian `p(x|z) = N(x', cI)`, above 0. The constant `m/2 ln(2 pi c)` is part of the loss.
+        variance: c of the Gaussian `p(x|z) = N(x', cI)`: a number above 0; `"learned"`, one number, trained with the rest; or
+            `"predicted"`, one a feature, by the decoder. The constant `m/2 ln(2 pi c)` is part of the loss.
         beta: weight of the KL term, at least 0. Default 1.
         seed: of the noise.
 
@@ -42,20 +46,31 @@ class VariationalAutoencoder(Autoencoder):
     model.compile(optimizer="adam")
     model.fit(x_train, epochs=2)
     images = model.sample(16)
+    nats = model.log_likelihood(x_test[:100])
     ```
 
     Reference:
-        Kingma and Welling 2014, "Auto-Encoding Variational Bayes", equation 10 with one sample; beta: Higgins et al. 2017.
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes", equation 10 with one sample; predicted variances: appendix C.2. Beta:
+        Higgins et al. 2017, equation 4. One learned variance: Rybkin et al. 2021, "Simple and Effective VAE Training with Calibrated
+        Decoders", section 3.2.
     """
 
     term_names = ("reconstruction_loss", "kl_loss")
     code_names = ("z_mean", "z_log_var")
+    # A collapsed latent has the same mean for every x (Burda et al. 2016).
+    active_threshold = 0.01
     _num_codes = (2,)
 
     def __init__(self, encoder, decoder, likelihood="bernoulli", variance=1.0, beta=1.0, seed=None, **kwargs):
         self.likelihood = checks.choice(likelihood, "likelihood", LIKELIHOODS)
-        self.variance = checks.real_number(variance, "variance", minimum=0, exclusive=True)
+        if isinstance(variance, str):
+            self.variance = checks.choice(variance, "variance", VARIANCES)
+        else:
+            self.variance = checks.real_number(variance, "variance", minimum=0, exclusive=True)
+        if likelihood == "bernoulli" and self.variance != 1.0:
+            raise ValueError(f"`variance` belongs to the Gaussian likelihood; a Bernoulli has none. Received: {variance!r}")
         self.beta = checks.real_number(beta, "beta", minimum=0)
+        self._num_reconstructions = 2 if self.variance == "predicted" else 1
         loss = "binary_crossentropy" if likelihood == "bernoulli" else "squared_error"
         super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
         z_mean, z_log_var = (output.shape[1:] for output in encoder.outputs)
@@ -64,6 +79,8 @@ class VariationalAutoencoder(Autoencoder):
                 f"The encoder's second output, ln sigma^2, must have the first one's shape {z_mean}, or (1,) for one variance for all "
                 f"latents. Received: {z_log_var}"
             )
+        if self.variance == "learned":
+            self.log_variance = self.add_weight(shape=(), initializer="zeros", name="log_variance")
 
     @property
     def term_weights(self):
@@ -77,10 +94,23 @@ class VariationalAutoencoder(Autoencoder):
     def call(self, x, training=False):
         return self.forward(x, training, sample=training)["reconstruction"]
 
+    def reconstruct(self, z, training):
+        if self.variance == "predicted":
+            mean, log_variance = self.decoder(z, training=training)
+            return {"reconstruction": mean, "log_variance": log_variance}
+        return super().reconstruct(z, training)
+
     def reconstruction_loss(self, x, outputs):
+        """`-ln p(x|z)` per example, in nats, shape `(batch,)`."""
         if self.likelihood == "bernoulli":
             return losses.binary_crossentropy(x, outputs["logits"])
-        return losses.gaussian_nll(x, outputs["reconstruction"], math.log(self.variance))
+        if self.variance == "predicted":
+            log_variance = outputs["log_variance"]
+        elif self.variance == "learned":
+            log_variance = ops.convert_to_tensor(self.log_variance)
+        else:
+            log_variance = math.log(self.variance)
+        return losses.gaussian_nll(x, outputs["reconstruction"], log_variance)
 
     def terms(self, x, outputs):
         return {
@@ -90,6 +120,9 @@ class VariationalAutoencoder(Autoencoder):
 
     def code_of(self, encoder_output):
         return encoder_output[0]
+
+    def reconstruction_of(self, decoder_output):
+        return decoder_output[0] if self.variance == "predicted" else decoder_output
 
     def sample(self, num_samples, seed=None):
         """New examples: the means of `p(x|z)` for `z ~ N(0, I)`.
@@ -104,6 +137,81 @@ class VariationalAutoencoder(Autoencoder):
         shape = self.decoder.inputs[0].shape[1:]
         z = np.random.default_rng(seed).standard_normal((checks.positive_int(num_samples, "num_samples"), *shape))
         return self.decode(z.astype("float32"))
+
+    def log_likelihood(self, x, num_samples=100, seed=0, decodings_at_once=4096, verbose=0):
+        """The log-likelihood ln p(x) of examples by importance sampling, in nats.
+
+        `ln 1/S sum_s p(x|z_s) p(z_s) / q(z_s|x)` with `z_s ~ q(z|x)`: in expectation a lower bound of ln p(x), never below the ELBO, and
+        tighter the more samples.
+
+        Args:
+            x: examples, `(n, *input_shape)`; 0 or 1 where the likelihood is to be a Bernoulli's.
+            num_samples: S. Burda et al. use 5000.
+            seed: int, of the samples.
+            decodings_at_once: how many samples are decoded together, over all examples: bounds the memory.
+            verbose: 1 for a progress bar.
+
+        Returns:
+            NumPy float32, `(n,)`, nats.
+
+        Raises:
+            ValueError: on examples that the model does not take, and `num_samples` below 1.
+
+        Reference:
+            Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", equation 8.
+        """
+        x = checks.array(x, self.encoder.inputs[0].shape[1:], unit_interval=self.needs_unit_interval).astype("float32")
+        num_samples = checks.positive_int(num_samples, "num_samples")
+        decodings = checks.positive_int(decodings_at_once, "decodings_at_once")
+        samples_at_once = min(num_samples, decodings)
+        examples_at_once = min(len(x), max(1, decodings // samples_at_once))
+        rounds = -(-num_samples // samples_at_once)
+        progress = keras.utils.Progbar(len(x), verbose=verbose, unit_name="example")
+        estimates = []
+        for start in range(0, len(x), examples_at_once):
+            batch = x[start : start + examples_at_once]
+            # Padded to one size, so that one function is compiled.
+            padded = np.concatenate([batch, np.repeat(batch[-1:], examples_at_once - len(batch), axis=0)])
+            estimate = self._importance_sample(
+                padded, samples_at_once, tf.constant(rounds), tf.constant(num_samples), tf.constant([seed, start])
+            )
+            estimates.append(estimate.numpy()[: len(batch)])
+            progress.update(start + len(batch))
+        return np.concatenate(estimates)
+
+    def _importance_sample(self, x, samples, rounds, num_samples, seed):
+        if not hasattr(self, "_importance_sampler"):
+            # Kept as one compiled function; a tuple, so that Keras does not look into it.
+            self._importance_sampler = (tf.function(self._log_mean_weight, jit_compile=True),)
+        return self._importance_sampler[0](x, samples, rounds, num_samples, seed)
+
+    def _log_mean_weight(self, x, samples, rounds, num_samples, seed):
+        """`ln 1/S sum_s w_s` per example, `samples` of the S at a time."""
+        batch = x.shape[0]
+        z_mean, z_log_var = self.encoder(x, training=False)
+        z_mean = tf.cast(z_mean, tf.float32)
+        z_log_var = tf.broadcast_to(tf.cast(z_log_var, tf.float32), z_mean.shape)
+        axes = list(range(2, len(z_mean.shape) + 1))
+        repeated = tf.reshape(tf.repeat(x[None], samples, axis=0), (samples * batch, *x.shape[1:]))
+
+        def add_round(i, total):
+            fold = tf.random.experimental.stateless_fold_in(seed, i)
+            epsilon = tf.random.stateless_normal((samples, *z_mean.shape), fold, alg="philox")
+            # (samples, batch, latent_dim)
+            z = z_mean + tf.exp(0.5 * z_log_var) * epsilon
+            # ln p(z) - ln q(z|x): the constants of the two densities cancel.
+            log_weight = 0.5 * tf.reduce_sum(tf.square(epsilon) + z_log_var - tf.square(z), axis=axes)
+            outputs = self.reconstruct(tf.reshape(z, (samples * batch, *z_mean.shape[1:])), training=False)
+            log_weight -= tf.reshape(self.reconstruction_loss(repeated, outputs), (samples, batch))
+            # The last round may hold more samples than are missing.
+            counted = i * samples + tf.range(samples) < num_samples
+            log_weight = tf.where(counted[:, None], log_weight, -np.inf)
+            return i + 1, tf.reduce_logsumexp(tf.concat([total[None], log_weight], axis=0), axis=0)
+
+        _, total = tf.while_loop(
+            lambda i, total: i < rounds, add_round, (tf.constant(0), tf.fill((batch,), tf.constant(-np.inf)))
+        )
+        return total - tf.math.log(tf.cast(num_samples, tf.float32))
 
     def get_config(self):
         config = super().get_config()

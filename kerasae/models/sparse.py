@@ -1,0 +1,242 @@
+"""The sparse families: k-sparse, and sparse by penalty."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kerasae import checks, losses
+from kerasae.layers import KSparse
+from kerasae.models.autoencoder import Autoencoder
+
+PENALTIES = ("kl", "absolute", "squared", "l1")
+AVERAGES = ("example", "batch")
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class KSparseAutoencoder(Autoencoder):
+    """A k-sparse autoencoder: the code keeps its k largest activations, `z = f_k(f(x))`, and minimises `d(x, g(z))`.
+
+    `kerasae.layers.KSparse` at the encoder's end keeps k in training and `alpha * k` at inference; `KAnnealing` lowers k while training.
+
+    Args:
+        encoder: Keras model that ends in `kerasae.layers.KSparse`.
+        decoder: Keras model; see `Autoencoder`.
+        loss: d; see `Autoencoder`.
+        seed: see `Autoencoder`.
+
+    Raises:
+        ValueError: as `Autoencoder`, and where the encoder does not end in `KSparse`.
+
+    Example:
+
+    ```python
+    x_train, x_test = kerasae.data.load("digits")
+    model = kerasae.builders.k_sparse(x_train.shape[1:], latent_dim=100, k=10)
+    model.compile(optimizer="adam")
+    model.fit(x_train, epochs=4, callbacks=[kerasae.models.KAnnealing(start_k=40, epochs=2)])
+    ```
+
+    Reference:
+        Makhzani and Frey 2013, "k-Sparse Autoencoders", algorithm 1. Their encoder is linear with tied weights, the loss the squared error:
+        `hidden_units=()` and `tied=True` in the builder.
+    """
+
+    # A unit that is never kept is constantly 0.
+    active_threshold = 0.0
+
+    def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
+        super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
+        if not isinstance(self.k_sparse_layer, KSparse):
+            raise ValueError(f"`encoder` must end in kerasae.layers.KSparse. It ends in: {self.k_sparse_layer!r}")
+
+    @property
+    def k_sparse_layer(self):
+        """The layer that keeps the k largest activations."""
+        return self.encoder.layers[-1]
+
+
+class KAnnealing(keras.callbacks.Callback):
+    """Lowers the k of a `KSparseAutoencoder` in a straight line from `start_k` to the model's own k, epoch by epoch.
+
+    Early in training every unit is used often enough to learn, so that none stays dead.
+
+    Args:
+        start_k: k in the first epoch, at least the model's k and at most its units.
+        epochs: number of epochs until the model's own k is reached; from then on it stays.
+
+    Raises:
+        ValueError: where the model is no `KSparseAutoencoder`, or `start_k` does not suit it.
+
+    Reference:
+        Makhzani and Frey 2013, section 4.2.1: a linear schedule over the first half of the epochs.
+    """
+
+    def __init__(self, start_k, epochs):
+        super().__init__()
+        self.start_k = checks.positive_int(start_k, "start_k")
+        self.epochs = checks.positive_int(epochs, "epochs")
+
+    def set_model(self, model):
+        super().set_model(model)
+        if not isinstance(model, KSparseAutoencoder):
+            raise ValueError(f"KAnnealing needs a KSparseAutoencoder. Received: {model!r}")
+        layer = model.k_sparse_layer
+        if not layer.k <= self.start_k <= layer.num_units:
+            raise ValueError(
+                f"`start_k` must lie between the model's k, {layer.k}, and its number of units, {layer.num_units}. "
+                f"Received: {self.start_k}"
+            )
+        if layer.max_k < self.start_k:
+            layer.max_k = self.start_k
+            model.train_function = None  # it was traced for a smaller k
+
+    def k_at(self, epoch):
+        """k in an epoch, counted from 0."""
+        k = self.model.k_sparse_layer.k
+        return k + round((self.start_k - k) * max(0.0, 1 - epoch / self.epochs))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.k_sparse_layer.current_k.assign(self.k_at(epoch))
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class SparseAutoencoder(Autoencoder):
+    """A sparse autoencoder: minimises `d(x, g(f(x))) + lambda * sum_k w_k s(rho_k, r_k(x))` over chosen hidden layers k.
+
+    rho_k is the sparsity that is wanted of layer k, r_k the one it has:
+
+    - `average="example"`: `r_k(x)` is the mean activation of the layer's units on x, a number an example.
+    - `average="batch"`: r is each unit's mean activation over the batch, and s is summed over the units, as Ng has it. The term is then
+      the same for all examples of a batch, and depends on which are together.
+
+    s is `"kl"`, `rho ln(rho / r) + (1 - rho) ln((1 - rho) / (1 - r))`, in nats, for activations in [0, 1]; `"absolute"`, `|rho - r|`; or
+    `"squared"`, `(rho - r)^2`. The penalty `"l1"` has no target: `sum_i |a_i|` over the layer's units, per example.
+
+    Args:
+        encoder, decoder: Keras models; see `Autoencoder`.
+        sparsity_weight: lambda, at least 0. Default 1.
+        sparsity_target: rho, in (0, 1) for `"kl"`; a number, or `{layer: number}`. Default 0.05.
+        penalty: `"kl"`, `"absolute"`, `"squared"` or `"l1"`.
+        average: `"example"` or `"batch"`; unused by `"l1"`.
+        layer_weights: `{layer: w_k}`, names of the encoder's layers with their weights, at least 0. Default: the code's layer, 1.
+        loss, seed: see `Autoencoder`.
+
+    Raises:
+        ValueError: as `Autoencoder`; on an unknown layer, a target out of bounds, or `"kl"` on a layer whose activation leaves [0, 1].
+            Where the activation is a function of your own, the check is made on every batch (`tf.errors.InvalidArgumentError`; not under
+            `jit_compile`).
+
+    Example:
+
+    ```python
+    x_train, x_test = kerasae.data.load("digits")
+    model = kerasae.builders.sparse(x_train.shape[1:], latent_dim=100, sparsity_target=0.1, average="batch")
+    model.compile(optimizer="adam")
+    model.fit(x_train, epochs=2)
+    ```
+
+    Reference:
+        Ng 2011, "Sparse autoencoder", CS294A lecture notes (KL, batch means); the per-example form is the lecture's.
+    """
+
+    term_names = ("reconstruction_loss", "sparsity_loss")
+
+    def __init__(
+        self,
+        encoder,
+        decoder,
+        sparsity_weight=1.0,
+        sparsity_target=0.05,
+        penalty="kl",
+        average="example",
+        layer_weights=None,
+        loss="squared_error",
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
+        self.sparsity_weight = checks.real_number(sparsity_weight, "sparsity_weight", minimum=0)
+        self.penalty = checks.choice(penalty, "penalty", PENALTIES)
+        self.average = checks.choice(average, "average", AVERAGES)
+        if layer_weights is None:
+            layer_weights = {encoder.layers[-1].name: 1.0}
+        names = [layer.name for layer in encoder.layers]
+        self.layer_weights = {
+            checks.choice(name, "layer of layer_weights", names): checks.real_number(w, f"layer_weights[{name!r}]", 0)
+            for name, w in dict(layer_weights).items()
+        }
+        if not self.layer_weights:
+            raise ValueError("`layer_weights` must name at least one layer of the encoder. Received none.")
+        if not isinstance(sparsity_target, dict):
+            sparsity_target = dict.fromkeys(self.layer_weights, sparsity_target)
+        if set(sparsity_target) != set(self.layer_weights):
+            raise ValueError(
+                f"`sparsity_target` must be a number, or have a target for each of the layers {sorted(self.layer_weights)}. "
+                f"Received targets for: {sorted(sparsity_target)}"
+            )
+        bounds = {"minimum": 0, "maximum": 1, "exclusive": True} if penalty == "kl" else {}
+        self.sparsity_target = {
+            name: checks.real_number(target, f"sparsity_target[{name!r}]", **bounds)
+            for name, target in sparsity_target.items()
+        }
+        if penalty == "kl" and any(target == 1 for target in self.sparsity_target.values()):
+            raise ValueError(f"`sparsity_target` must lie below 1 for the penalty 'kl'. Received: {sparsity_target}")
+        self._assert_range = {name: self._leaves_unit_interval(encoder.get_layer(name)) for name in self.layer_weights}
+        hidden = keras.Model(
+            encoder.inputs, [encoder.outputs[0], *(encoder.get_layer(name).output for name in self.layer_weights)]
+        )
+        # In a closure, so that Keras doesn't track it as a layer: its layers are the encoder's.
+        self._encode_with_activations = lambda x, training: hidden(x, training=training)
+
+    def _leaves_unit_interval(self, layer):
+        """False if the layer's activations lie in [0, 1], None if that is unknown; raises if they don't, under the KL penalty."""
+        if self.penalty != "kl":
+            return False
+        activation = getattr(layer, "activation", None)
+        if activation in (keras.activations.sigmoid, keras.activations.hard_sigmoid, keras.activations.softmax):
+            return False
+        if activation is not None and activation is getattr(keras.activations, activation.__name__, None):
+            raise ValueError(
+                f"The KL penalty needs activations in [0, 1], and layer {layer.name!r} has the activation {activation.__name__!r}. Use "
+                "a sigmoid there, or the penalty 'absolute', 'squared' or 'l1'."
+            )
+        return None
+
+    @property
+    def term_weights(self):
+        return {"sparsity_loss": self.sparsity_weight}
+
+    def forward(self, x, training):
+        z, *activations = self._encode_with_activations(x, training)
+        activations = dict(zip(self.layer_weights, activations, strict=True))
+        return {"z": z, "activations": activations, **self.reconstruct(z, training)}
+
+    def terms(self, x, outputs):
+        batch_size = tf.shape(outputs["reconstruction"])[0]
+        sparsity = 0.0
+        for name, weight in self.layer_weights.items():
+            activation = ops.cast(outputs["activations"][name], "float32")
+            activation = ops.reshape(activation, (batch_size, -1))
+            if self._assert_range[name] is None:
+                activation = _assert_unit_interval(activation, name)
+            sparsity += weight * losses.sparsity_penalty(
+                activation, self.sparsity_target[name], self.penalty, self.average
+            )
+        return {**super().terms(x, outputs), "sparsity_loss": sparsity}
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sparsity_weight": self.sparsity_weight,
+            "sparsity_target": dict(self.sparsity_target),
+            "penalty": self.penalty,
+            "average": self.average,
+            "layer_weights": dict(self.layer_weights),
+        }
+
+
+def _assert_unit_interval(activation, name):
+    low, high = tf.reduce_min(activation), tf.reduce_max(activation)
+    message = f"The KL penalty needs activations in [0, 1]; those of layer {name!r} lie outside."
+    with tf.control_dependencies([tf.debugging.Assert((low >= 0) & (high <= 1), [message, low, high])]):
+        return tf.identity(activation)
