@@ -10,6 +10,7 @@ _MEANINGS = {
     "z": "the code",
     "z_mean": "the code: the mean of q(z|x)",
     "z_log_var": "the natural logarithm of the variance of q(z|x)",
+    "log_variance": "the natural logarithm of the variance of p(x|z)",
 }
 # In the names of operators of TensorFlow and ONNX that draw random numbers, and the one name that says something else.
 _RANDOM = ("Random", "Multinomial", "TruncatedNormal", "Stateful", "Rng", "Bernoulli")
@@ -107,7 +108,10 @@ def parts_of(model):
         for name, output in zip(model.code_names, encoder.outputs, strict=True)
     )
     z = _port("z", decoder.inputs[0], "codes")
-    reconstruction = _port("reconstruction", decoder.outputs[0], "the reconstruction of x", unit)
+    reconstructions = tuple(
+        _port(name, output, _MEANINGS.get(name, "the reconstruction of x"), unit)
+        for name, output in zip(model.reconstruction_names, decoder.outputs, strict=True)
+    )
 
     def encode(x):
         return tf.nest.flatten(encoder(x, training=False))
@@ -116,16 +120,22 @@ def parts_of(model):
         return tf.nest.flatten(decoder(z, training=False))
 
     def reconstruct(x):
-        return decode(model.code_of(encoder(x, training=False)))
+        return [model.reconstruction_of(decoder(model.code_of(encoder(x, training=False)), training=False))]
 
     def call(x):
         return tf.nest.flatten(model(x, training=False))
 
     return [
         Part("encoder", "encode", "from examples to their codes", (x,), codes, encode, encode),
-        Part("decoder", "decode", "from codes to reconstructions", (z,), (reconstruction,), decode, decode),
+        Part("decoder", "decode", "from codes to reconstructions", (z,), reconstructions, decode, decode),
         Part(
-            "autoencoder", "reconstruct", "from examples to reconstructions", (x,), (reconstruction,), reconstruct, call
+            "autoencoder",
+            "reconstruct",
+            "from examples to reconstructions",
+            (x,),
+            reconstructions[:1],
+            reconstruct,
+            call,
         ),
     ]
 

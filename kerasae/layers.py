@@ -284,19 +284,21 @@ class TiedDense(keras.layers.Layer):
         self.tied_to = tied_to
         self.units = checks.positive_int(units, "units")
         self.activation = keras.activations.get(activation)
-        self.source = None
+        self.__dict__["source"] = None
 
     def build(self, input_shape):
         self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
 
     def connect(self, encoder):
         """Ties this layer to the encoder's layer of the name `tied_to`."""
-        self.source = encoder.get_layer(self.tied_to)
-        if self.source.kernel.shape[0] != self.units:
+        source = encoder.get_layer(self.tied_to)
+        if source.kernel.shape[0] != self.units:
             raise ValueError(
                 f"{self.name!r} gives {self.units} units, and {self.tied_to!r}, to whose transpose it is tied, takes "
-                f"{self.source.kernel.shape[0]}."
+                f"{source.kernel.shape[0]}."
             )
+        # Not as an attribute that Keras tracks: the kernel is the encoder's, trained and saved there, once.
+        self.__dict__["source"] = source
 
     def call(self, inputs):
         if self.source is None:

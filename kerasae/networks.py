@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from kerasae import checks
+from kerasae.layers import TiedDense
 
 NETWORKS = ("dense", "conv")
 DEFAULT_HIDDEN_UNITS = {"dense": (512, 256), "conv": (32, 64)}
@@ -14,7 +15,9 @@ _KERNEL_SIZE = 4  # a multiple of the stride: transposed convolutions then leave
 _STRIDE = 2
 
 
-def encoder(input_shape, heads, hidden_units=None, network="dense", activation="relu", head_activation=None):
+def encoder(
+    input_shape, heads, hidden_units=None, network="dense", activation="relu", head_activation=None, code_layer=None
+):
     """The network from `x` to one or more codes.
 
     Args:
@@ -26,6 +29,7 @@ def encoder(input_shape, heads, hidden_units=None, network="dense", activation="
         network: `"dense"` or `"conv"`.
         activation: of the hidden layers; a Keras name or function.
         head_activation: of every head. Default: none (linear).
+        code_layer: a layer behind the head, such as `kerasae.layers.KSparse`; with one head only.
 
     Returns:
         A Functional model from `x`, `(batch, *input_shape)`, to `(batch, size)`, or to a list of them where there are several heads.
@@ -48,11 +52,20 @@ def encoder(input_shape, heads, hidden_units=None, network="dense", activation="
         layers.Dense(checks.positive_int(size, "latent_dim"), head_activation, name=name)(hidden)
         for name, size in heads.items()
     ]
+    if code_layer is not None:
+        outputs = [code_layer(*outputs)]
     return keras.Model(x, outputs[0] if len(outputs) == 1 else outputs, name="encoder")
 
 
 def decoder(
-    output_shape, latent_dim, hidden_units=None, network="dense", activation="relu", output_activation="linear"
+    output_shape,
+    latent_dim,
+    hidden_units=None,
+    network="dense",
+    activation="relu",
+    output_activation="linear",
+    tied=False,
+    log_variance=False,
 ):
     """The network from `z` back to `x`'s shape: the mirror image of `encoder`.
 
@@ -64,50 +77,67 @@ def decoder(
         activation: of the hidden layers.
         output_activation: of the reconstruction: `"linear"`, or `"sigmoid"` for data in [0, 1]. It is a layer of its own, so that
             a cross-entropy is computed on the logits before it.
+        tied: whether the kernels are the transposes of the encoder's; `"dense"` with one head named `z` only.
+        log_variance: whether there is a second output, `log_variance`, of the same shape.
 
     Returns:
-        A Functional model from `z`, `(batch, latent_dim)`, to `(batch, *output_shape)`.
+        A Functional model from `z`, `(batch, latent_dim)`, to `(batch, *output_shape)`, or to a list of two of them.
     """
     output_shape, hidden_units = _check(output_shape, hidden_units, network, name="output_shape")
+    if tied and network != "dense":
+        raise ValueError(f'`tied` weights need `network="dense"`. Received: {network!r}')
     z = keras.Input((checks.positive_int(latent_dim, "latent_dim"),), name="z")
-    hidden = z
-    if network == "dense":
-        for i, units in enumerate(reversed(hidden_units), 1):
-            hidden = layers.Dense(units, activation, name=f"hidden_{i}")(hidden)
-        hidden = layers.Dense(math.prod(output_shape), name="logits")(hidden)
-        if len(output_shape) > 1:
-            hidden = layers.Reshape(output_shape, name="reshape")(hidden)
-    else:
-        hidden = _conv_decoder_stages(hidden, output_shape, hidden_units, activation)
+    stack = _dense_decoder if network == "dense" else _conv_decoder
+    hidden, output_layer = stack(z, output_shape, hidden_units, activation, tied)
     # float32 under mixed precision too: losses and users read this output.
-    reconstruction = layers.Activation(output_activation, dtype="float32", name="reconstruction")(hidden)
-    return keras.Model(z, reconstruction, name="decoder")
+    reconstruction = layers.Activation(output_activation, dtype="float32", name="reconstruction")(
+        output_layer(hidden, "logits")
+    )
+    if not log_variance:
+        return keras.Model(z, reconstruction, name="decoder")
+    variance = layers.Activation("linear", dtype="float32", name="log_variance")(output_layer(hidden, "log_variances"))
+    return keras.Model(z, [reconstruction, variance], name="decoder")
 
 
-def _conv_decoder_stages(z, output_shape, filters, activation):
+def _dense_decoder(z, output_shape, hidden_units, activation, tied):
+    """The last hidden tensor, and a function from it and a name to an output of the right shape."""
+
+    def dense(units, activation, name, tied_to):
+        return TiedDense(tied_to, units, activation, name=name) if tied else layers.Dense(units, activation, name=name)
+
+    # The encoder's layers from the code down: the transpose of `z` leads to the last hidden layer, and so on.
+    sources = ["z", *(f"hidden_{i}" for i in range(len(hidden_units), 0, -1))]
+    for i, units in enumerate(reversed(hidden_units), 1):
+        z = dense(units, activation, f"hidden_{i}", sources[i - 1])(z)
+
+    def output_layer(hidden, name):
+        output = dense(math.prod(output_shape), None, name, sources[-1])(hidden)
+        return layers.Reshape(output_shape, name=f"{name}_reshape")(output) if len(output_shape) > 1 else output
+
+    return z, output_layer
+
+
+def _conv_decoder(z, output_shape, filters, activation, tied):
     height, width, channels = output_shape
     # sizes[i] is the image's size before the encoder's convolution i; "same" padding gives ceil(size / stride) after it.
     sizes = [(height, width)]
     for _ in filters:
         sizes.append(tuple(-(-size // _STRIDE) for size in sizes[-1]))
-    hidden = layers.Dense(math.prod(sizes[-1]) * filters[-1], activation, name="hidden_1")(z)
-    hidden = layers.Reshape((*sizes[-1], filters[-1]), name="reshape")(hidden)
-    for i in reversed(range(len(filters))):
-        stage = len(filters) - i
-        last = i == 0
+
+    def transposed(hidden, i, num_filters, activation, name):
+        """Undoes the encoder's convolution i."""
         hidden = layers.Conv2DTranspose(
-            channels if last else filters[i - 1],
-            _KERNEL_SIZE,
-            _STRIDE,
-            padding="same",
-            activation=None if last else activation,
-            name="logits" if last else f"hidden_{stage + 1}",
+            num_filters, _KERNEL_SIZE, _STRIDE, padding="same", activation=activation, name=name
         )(hidden)
         # The transposed convolution gives stride * size; an odd size had been rounded up.
         excess = [_STRIDE * after - before for before, after in zip(sizes[i], sizes[i + 1], strict=True)]
-        if any(excess):
-            hidden = layers.Cropping2D([(0, e) for e in excess], name=f"crop_{stage}")(hidden)
-    return hidden
+        return layers.Cropping2D([(0, e) for e in excess], name=f"{name}_crop")(hidden) if any(excess) else hidden
+
+    hidden = layers.Dense(math.prod(sizes[-1]) * filters[-1], activation, name="hidden_1")(z)
+    hidden = layers.Reshape((*sizes[-1], filters[-1]), name="reshape")(hidden)
+    for i in range(len(filters) - 1, 0, -1):
+        hidden = transposed(hidden, i, filters[i - 1], activation, f"hidden_{len(filters) - i + 1}")
+    return hidden, lambda hidden, name: transposed(hidden, 0, channels, None, name)
 
 
 def _check(shape, hidden_units, network, name="input_shape"):
@@ -127,13 +157,13 @@ def _check(shape, hidden_units, network, name="input_shape"):
     return shape, hidden_units
 
 
-def check_pair(encoder, decoder, num_codes=(1,), num_reconstructions=1):
+def check_pair(encoder, decoder, num_codes=1, num_reconstructions=1):
     """Raises `ValueError` unless the two models fit together: code to code, and back to the input's shape.
 
     Args:
         encoder: built Keras model with one input.
         decoder: built Keras model with one input.
-        num_codes: how many outputs the encoder may have.
+        num_codes: how many outputs the encoder has; the first is the code that the decoder takes.
         num_reconstructions: how many the decoder has, all of the input's shape.
     """
     for model, name in ((encoder, "encoder"), (decoder, "decoder")):
@@ -146,9 +176,8 @@ def check_pair(encoder, decoder, num_codes=(1,), num_reconstructions=1):
             )
         if len(model.inputs) != 1:
             raise ValueError(f"`{name}` must have one input. Received {len(model.inputs)}: {model.inputs}")
-    if len(encoder.outputs) not in num_codes:
-        allowed = " or ".join(map(str, num_codes))
-        raise ValueError(f"`encoder` must have {allowed} output(s). Received {len(encoder.outputs)}: {encoder.outputs}")
+    if len(encoder.outputs) != num_codes:
+        raise ValueError(f"`encoder` must have {num_codes} output(s). Received {len(encoder.outputs)}: {encoder.outputs}")
     if len(decoder.outputs) != num_reconstructions:
         raise ValueError(
             f"`decoder` must have {num_reconstructions} output(s). Received {len(decoder.outputs)}: {decoder.outputs}"

@@ -48,17 +48,15 @@ class Autoencoder(keras.Model):
 
     # Logged terms, each unweighted; a family names its own here, weighs them in `term_weights` and computes them in `terms`.
     term_names = ("reconstruction_loss",)
-    # What the encoder's outputs are called where it is deployed.
+    # What the encoder's outputs and the decoder's are called where they are deployed.
     code_names = ("z",)
-    # How many outputs a family's encoder may have, and its decoder has.
-    _num_codes = (1,)
-    _num_reconstructions = 1
+    reconstruction_names = ("reconstruction",)
     # A family whose units can die or collapse logs `active_units`: those whose variance over the examples exceeds this.
     active_threshold = None
 
     def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
         super().__init__(**kwargs)
-        check_pair(encoder, decoder, self._num_codes, self._num_reconstructions)
+        check_pair(encoder, decoder, len(self.code_names), len(self.reconstruction_names))
         self.distortion = checks.choice(loss, "loss", RECONSTRUCTION_LOSSES)
         for layer in decoder.layers:
             if isinstance(layer, TiedDense):

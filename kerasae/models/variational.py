@@ -59,7 +59,6 @@ class VariationalAutoencoder(Autoencoder):
     code_names = ("z_mean", "z_log_var")
     # A collapsed latent has the same mean for every x (Burda et al. 2016).
     active_threshold = 0.01
-    _num_codes = (2,)
 
     def __init__(self, encoder, decoder, likelihood="bernoulli", variance=1.0, beta=1.0, seed=None, **kwargs):
         self.likelihood = checks.choice(likelihood, "likelihood", LIKELIHOODS)
@@ -70,7 +69,6 @@ class VariationalAutoencoder(Autoencoder):
         if likelihood == "bernoulli" and self.variance != 1.0:
             raise ValueError(f"`variance` belongs to the Gaussian likelihood; a Bernoulli has none. Received: {variance!r}")
         self.beta = checks.real_number(beta, "beta", minimum=0)
-        self._num_reconstructions = 2 if self.variance == "predicted" else 1
         loss = "binary_crossentropy" if likelihood == "bernoulli" else "squared_error"
         super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
         z_mean, z_log_var = (output.shape[1:] for output in encoder.outputs)
@@ -81,6 +79,10 @@ class VariationalAutoencoder(Autoencoder):
             )
         if self.variance == "learned":
             self.log_variance = self.add_weight(shape=(), initializer="zeros", name="log_variance")
+
+    @property
+    def reconstruction_names(self):
+        return ("reconstruction", "log_variance") if self.variance == "predicted" else ("reconstruction",)
 
     @property
     def term_weights(self):
