@@ -31,6 +31,17 @@ class Data(_Section):
     name: str
     # The last so many training images are held out, for choosing; 0 trains on all of them.
     validation: pydantic.NonNegativeInt = 0
+    # Stochastic (dynamic) binarisation: whenever an image is used, each pixel is 1 with probability its intensity.
+    binarize: bool = False
+
+
+class Pretraining(_Section):
+    """Greedy layer-wise pretraining before `Training`."""
+
+    method: Literal["rbm", "autoencoder"]
+    epochs: pydantic.PositiveInt
+    # The corruption of each layer's autoencoder, for `"autoencoder"`; none makes them plain.
+    corruption_rate: float | None = pydantic.Field(None, gt=0, lt=1)
 
 
 class Training(_Section):
@@ -41,7 +52,12 @@ class Training(_Section):
     # "cosine": from `learning_rate` to 0 over all epochs.
     schedule: Literal["constant", "cosine"] = "constant"
     batch_size: pydantic.PositiveInt = 128
-    epochs: pydantic.PositiveInt
+    # 0 leaves it at what `Pretraining` gave.
+    epochs: pydantic.NonNegativeInt
+    jit_compile: bool = False
+    steps_per_execution: pydantic.PositiveInt = 1
+    # For k-sparse models: k falls from `start_k` to the model's own over so many epochs.
+    k_annealing: dict[Literal["start_k", "epochs"], pydantic.PositiveInt] | None = None
 
 
 class Measurement(_Section):
@@ -52,10 +68,12 @@ class Measurement(_Section):
     published: float | None = None
     source: str | None = None
 
-    @pydantic.field_validator("metric")
-    @classmethod
-    def _known(cls, value):
-        return checks.choice(value, "metric", _METRICS)
+    @pydantic.model_validator(mode="after")
+    def _known(self):
+        function, _, _ = _METRICS[checks.choice(self.metric, "metric", _METRICS)]
+        for argument in self.arguments:
+            checks.choice(argument, f"argument of {self.metric}", list(inspect.signature(function).parameters)[2:])
+        return self
 
 
 class Recipe(_Section):
@@ -66,6 +84,7 @@ class Recipe(_Section):
     seed: pydantic.NonNegativeInt = 0
     data: Data
     model: dict[str, Any]
+    pretraining: Pretraining | None = None
     training: Training
     measure: list[Measurement]
 
@@ -117,7 +136,9 @@ def build(recipe, input_shape, num_examples):
         steps = -(-num_examples // training.batch_size) * training.epochs
         learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     optimizer = keras.optimizers.get({"class_name": training.optimizer, "config": {"learning_rate": learning_rate}})
-    model.compile(optimizer=optimizer)
+    model.compile(
+        optimizer=optimizer, jit_compile=training.jit_compile, steps_per_execution=training.steps_per_execution
+    )
     return model
 
 
@@ -143,57 +164,170 @@ def train(recipe, x_train, checkpoint, verbose="auto"):
     """
     import keras
 
+    from kerasae.models import KAnnealing
+
     x_train, x_validation = split(recipe, x_train)
     model = build(recipe, x_train.shape[1:], len(x_train))
     checkpoint = Path(checkpoint)
     checkpoint.mkdir(parents=True, exist_ok=True)
+    training = recipe.training
     started = time.perf_counter()
+    if recipe.pretraining is not None:
+        _pretrain(recipe.pretraining, model, x_train, checkpoint / "pretrained.weights.h5", verbose)
+    callbacks = [
+        keras.callbacks.BackupAndRestore(str(checkpoint / "backup")),
+        keras.callbacks.CSVLogger(str(checkpoint / "history.csv"), append=True),
+    ]
+    if training.k_annealing is not None:
+        callbacks.append(KAnnealing(**training.k_annealing))
+    x, validation_data = x_train, None if x_validation is None else (x_validation,)
+    if recipe.data.binarize:
+        x = binarized_batches(x_train, training.batch_size, recipe.seed)
+        validation_data = None if x_validation is None else (binarized(x_validation),)
     history = model.fit(
-        x_train,
-        batch_size=recipe.training.batch_size,
-        epochs=recipe.training.epochs,
-        validation_data=None if x_validation is None else (x_validation,),
-        callbacks=[keras.callbacks.BackupAndRestore(str(checkpoint / "backup"))],
+        x,
+        batch_size=None if recipe.data.binarize else training.batch_size,
+        epochs=training.epochs,
+        validation_data=validation_data,
+        shuffle=not recipe.data.binarize,
+        callbacks=callbacks,
         verbose=verbose,
     )
-    seconds = time.perf_counter() - started
-    shutil.rmtree(checkpoint)
     facts = {
-        "epochs": recipe.training.epochs,
+        "epochs": training.epochs,
         "epochs_in_this_process": len(history.epoch),
-        "seconds_in_this_process": round(seconds, 1),
-        "last_epoch": {name: values[-1] for name, values in history.history.items()},
+        "seconds_in_this_process": round(time.perf_counter() - started, 1),
+        "last_epochs": {name: values[-3:] for name, values in history.history.items()},
     }
+    shutil.rmtree(checkpoint)
     return model, facts
+
+
+def _pretrain(pretraining, model, x_train, path, verbose):
+    """Pretrains the model's layers, or takes them from `path` where a stopped run had finished with that."""
+    import keras
+
+    from kerasae.layers import MaskingCorruption
+    from kerasae.models import Autoencoder, DenoisingAutoencoder
+    from kerasae.models.pretraining import pretrain_autoencoders, pretrain_rbms
+
+    if path.exists():
+        model.load_weights(path, skip_mismatch=False)
+        return
+
+    def layer_autoencoder(encoder, decoder):
+        if pretraining.corruption_rate is None:
+            layer = Autoencoder(encoder, decoder, loss=model.distortion)
+        else:
+            layer = DenoisingAutoencoder(
+                encoder, decoder, MaskingCorruption(pretraining.corruption_rate), loss=model.distortion
+            )
+        layer.compile(optimizer=keras.optimizers.Adam(1e-3))
+        return layer
+
+    if pretraining.method == "rbm":
+        pretrain_rbms(model, x_train, epochs=pretraining.epochs, verbose=verbose)
+    else:
+        pretrain_autoencoders(model, x_train, layer_autoencoder, epochs=pretraining.epochs, verbose=verbose)
+    model.save_weights(path)
+
+
+def binarized(x, seed=0):
+    """Images of zeros and ones: each pixel is 1 with probability its intensity, from a seed."""
+    import numpy as np
+
+    return (np.random.default_rng(seed).random(x.shape, dtype="float32") < x).astype("float32")
+
+
+def binarized_batches(x, batch_size, seed):
+    """A `tf.data.Dataset` of shuffled batches that are binarised anew in every epoch."""
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=seed).batch(batch_size)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    return tf.data.Dataset.zip(batches, seeds).map(_binarize, num_parallel_calls=2).prefetch(4)
+
+
+def _binarize(x, seed):
+    import tensorflow as tf
+
+    return tf.cast(tf.random.stateless_uniform(tf.shape(x), seed) < x, tf.float32)
 
 
 # -- Measuring ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _squared_error(model, x_train, x_test):
+# Each is a function of the model, the data as `{"x_train", "y_train", "x_test", "y_test"}`, and the recipe's arguments.
+
+
+def _squared_error(model, data):
     from kerasae import metrics
 
-    return metrics.squared_error(x_test, model.predict(x_test, batch_size=1000, verbose=0))
+    return metrics.squared_error(data["x_test"], model.predict(data["x_test"], batch_size=1000, verbose=0))
 
 
-def _pca_error(model, x_train, x_test, num_components):
+def _pca_error(model, data, num_components):
     from kerasae import metrics
 
-    return metrics.pca_error(x_train, x_test, num_components)
+    return metrics.pca_error(data["x_train"], data["x_test"], num_components)
 
 
-def _negative_elbo(model, x_train, x_test):
-    logs = model.evaluate(x_test, batch_size=1000, verbose=0, return_dict=True)
+def _negative_elbo(model, data, binarize=False):
+    x = binarized(data["x_test"]) if binarize else data["x_test"]
+    logs = model.evaluate(x, batch_size=1000, verbose=0, return_dict=True)
     return logs["reconstruction_loss"] + logs["kl_loss"]
 
 
-def _active_units(model, x_train, x_test):
+def _negative_log_likelihood(model, data, num_samples, num_images=None):
+    x = binarized(data["x_test"])[:num_images]
+    return -model.log_likelihood(x, num_samples, verbose=1).mean(dtype="float64")
+
+
+def _active_units(model, data):
+    return model.active_units(data["x_test"])
+
+
+def _linear_probe_error(model, data, C=1.0):
     from kerasae import metrics
 
-    return metrics.active_units(model.encode(x_test))
+    z_train, z_test = (model.encode(data[name], batch_size=1000) for name in ("x_train", "x_test"))
+    return metrics.linear_probe_error(z_train, data["y_train"], z_test, data["y_test"], C=C)
 
 
-# name: (function of (model, x_train, x_test, **arguments), unit, protocol)
+def _knn_error(model, data, num_neighbors=5):
+    from kerasae import metrics
+
+    z_train, z_test = (model.encode(data[name], batch_size=1000) for name in ("x_train", "x_test"))
+    return 100 * (1 - metrics.knn_accuracy(z_train, data["y_train"], z_test, data["y_test"], num_neighbors))
+
+
+def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, validation=10_000):
+    import keras
+
+    from kerasae.models.pretraining import classifier
+
+    keras.utils.set_random_seed(0)
+    head = classifier(model.encoder, int(data["y_train"].max()) + 1)
+    head.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    best = keras.callbacks.EarlyStopping("val_accuracy", patience=epochs, restore_best_weights=True)
+    head.fit(
+        data["x_train"][:-validation],
+        data["y_train"][:-validation],
+        validation_data=(data["x_train"][-validation:], data["y_train"][-validation:]),
+        epochs=epochs,
+        batch_size=batch_size,
+        callbacks=[best],
+        verbose=2,
+    )
+    _, accuracy = head.evaluate(data["x_test"], data["y_test"], batch_size=1000, verbose=0)
+    return 100 * (1 - accuracy)
+
+
+# name: (function, unit, protocol)
 _METRICS = {
     "squared_error": (_squared_error, "squared error per image", "summed over pixels in [0, 1], mean over test images"),
     "pca_error": (
@@ -204,29 +338,63 @@ _METRICS = {
     "negative_elbo": (
         _negative_elbo,
         "nats per image",
-        "negative evidence lower bound, one sample of z an image, pixels in [0, 1] as they are, mean over test images",
+        "negative evidence lower bound, one sample of z an image; pixels in [0, 1] as they are, or binarised from seed 0; "
+        "mean over test images",
     ),
-    "active_units": (_active_units, "units", "codes whose variance over the test images exceeds 0.01"),
+    "negative_log_likelihood": (
+        _negative_log_likelihood,
+        "nats per image",
+        "importance sampling from q(z|x); test images binarised, each pixel 1 with probability its intensity, from seed 0",
+    ),
+    "active_units": (
+        _active_units,
+        "units",
+        "codes whose variance over the test images exceeds 0.01 (0 for a k-sparse code)",
+    ),
+    "linear_probe_error": (
+        _linear_probe_error,
+        "% of test images",
+        "multinomial logistic regression on standardised codes, fitted on the training images that the model saw",
+    ),
+    "knn_error": (
+        _knn_error,
+        "% of test images",
+        "k nearest neighbours by Euclidean distance of codes, among the training images that the model saw",
+    ),
+    "finetuned_error": (
+        _finetuned_error,
+        "% of test images",
+        "a softmax layer on the encoder, all fine-tuned by Adam on the training images less the last ones, on which the epoch "
+        "is chosen",
+    ),
 }
 
 
-def measure(recipe, model, x_train, x_test):
+def measure(recipe, model, data):
     """Measures what the recipe asks for on the test images.
+
+    Args:
+        recipe: `Recipe`.
+        model: compiled model.
+        data: `((x_train, y_train), (x_test, y_test))`, as `kerasae.data.load(labels=True)` gives.
 
     Returns:
         A list of `{"metric", "arguments", "value", "unit", "protocol", "split", "num_examples", "published", "source"}`.
     """
+    (x_train, y_train), (x_test, y_test) = data
+    seen = len(split(recipe, x_train)[0])
+    data = {"x_train": x_train[:seen], "y_train": y_train[:seen], "x_test": x_test, "y_test": y_test}
     records = []
     for measurement in recipe.measure:
         function, unit, protocol = _METRICS[measurement.metric]
         records.append(
             {
                 **measurement.model_dump(),
-                "value": float(function(model, x_train, x_test, **measurement.arguments)),
+                "value": float(function(model, data, **measurement.arguments)),
                 "unit": unit,
                 "protocol": protocol,
                 "split": "test",
-                "num_examples": len(x_test),
+                "num_examples": measurement.arguments.get("num_images", len(x_test)),
             }
         )
     return records

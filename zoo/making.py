@@ -32,9 +32,10 @@ def make(recipe_path, folder, data_dir=None, verbose="auto"):
     recipe = recipes.read(recipe_path)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    x_train, x_test = data.load(recipe.data.name, data_dir=data_dir)
+    loaded = data.load(recipe.data.name, data_dir=data_dir, labels=True)
+    (x_train, _), (x_test, _) = loaded
     model, training = recipes.train(recipe, x_train, folder / ".checkpoint", verbose=verbose)
-    records = recipes.measure(recipe, model, recipes.split(recipe, x_train)[0], x_test)
+    records = recipes.measure(recipe, model, loaded)
 
     beside = folder / ".new"
     shutil.rmtree(beside, ignore_errors=True)
@@ -77,10 +78,9 @@ def evaluate(model_id, data_dir=None):
     from kerasae import data, zoo
 
     recipe = recipes.read(zoo.recipe_path(model_id))
-    x_train, x_test = data.load(recipe.data.name, data_dir=data_dir)
     model = zoo.load(model_id)
     model.compile()  # `Model.evaluate` asks for it; nothing is trained
-    return recipes.measure(recipe, model, recipes.split(recipe, x_train)[0], x_test)
+    return recipes.measure(recipe, model, data.load(recipe.data.name, data_dir=data_dir, labels=True))
 
 
 def _uncompiled(model):

@@ -1,4 +1,4 @@
-"""Greedy layer-wise pretraining of dense autoencoders, by shallow autoencoders or by RBMs; and classifiers on top of encoders."""
+"""Greedy layer-wise pretraining of dense autoencoders, by autoencoders or RBMs; classifiers on top of encoders."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from kerasae import checks, losses, networks
-from kerasae.layers import random_seed
+from kerasae.layers import TiedDense, random_seed
 from kerasae.models.autoencoder import Autoencoder
 
 HIDDEN = ("binary", "gaussian")
@@ -24,32 +24,33 @@ _logger = logging.getLogger(__name__)
 class RestrictedBoltzmannMachine(keras.Model):
     """A restricted Boltzmann machine, trained by contrastive divergence (CD-k).
 
-    `p(v, h) = exp(-E(v, h)) / Z` over binary visible units v and hidden units h, with the kernel W, the visible biases b and the hidden
-    biases c:
+    `p(v, h) = exp(-E(v, h)) / Z` over binary visible units v and hidden units h, with the kernel W, the visible biases
+    b and the hidden biases c:
 
     - `hidden="binary"`: `E(v, h) = -b v - v W h - c h`, so that `p(h_j = 1 | v) = sigmoid(c_j + (v W)_j)`;
     - `hidden="gaussian"`: `E(v, h) = -b v - v W h + 1/2 |h - c|^2`, so that `p(h | v) = N(c + v W, I)`;
     - for both `p(v_i = 1 | h) = sigmoid(b_i + (W h)_i)`.
 
-    A step of training moves the weights along `<v_i h_j>_data - <v_i h_j>_model - weight_decay w_ij`, the second mean taken after k steps
-    of Gibbs sampling that begin at the data; likewise the biases, without decay. No function has this as its gradient, so there is no
-    `loss`. Logged by `fit` and `evaluate`, means over examples: `reconstruction_loss`, the cross-entropy in nats between v and `predict(v)`;
-    `free_energy`, `F(v)`, whose gap between training and validation data grows where the machine overfits. Otherwise it is an ordinary
-    Keras model: `compile(optimizer)`, `fit(x)`, callbacks, saving. `predict` gives mean-field reconstructions `p(v = 1 | E[h|v])`.
+    A step of training moves the weights along `<v_i h_j>_data - <v_i h_j>_model - weight_decay w_ij`, the second mean
+    taken after k steps of Gibbs sampling that begin at the data; likewise the biases, without decay. No function has
+    this as its gradient, so there is no `loss`. Logged by `fit` and `evaluate`, means over examples:
+    `reconstruction_loss`, the cross-entropy in nats between v and `predict(v)`; `free_energy`, `F(v)`, whose gap
+    between training and validation data grows where the machine overfits. Otherwise it is an ordinary Keras model:
+    `compile(optimizer)`, `fit(x)`, callbacks, saving. `predict` gives mean-field reconstructions `p(v = 1 | E[h|v])`.
 
     Args:
         visible_dim: number of visible units, at least 1.
         hidden_dim: number of hidden units, at least 1.
         hidden: `"binary"`, or `"gaussian"`: linear units with noise of variance 1.
         gibbs_steps: k, at least 1. Default 1.
-        sample_visible: whether Gibbs steps draw binary visible units. By default they take the probabilities, as the paper does:
-            less noise, but only samples reach the model's distribution as k grows.
+        sample_visible: whether Gibbs steps draw binary visible units. By default they take the probabilities, as the
+            paper does: less noise, but only samples reach the model's distribution as k grows.
         weight_decay: of the kernel, at least 0.
         seed: of the sampling. Default: a random one, fixed by `keras.utils.set_random_seed`.
 
     Raises:
-        ValueError: on a size or option that can't be; in `fit`, `evaluate` and `predict`, on data that isn't `(batch, visible_dim)` in
-            [0, 1], and on targets, sample weights or a Keras loss.
+        ValueError: on a size or option that can't be; in `fit`, `evaluate` and `predict`, on data that isn't `(batch,
+            visible_dim)` in [0, 1], and on targets, sample weights or a Keras loss.
 
     Example:
 
@@ -63,9 +64,10 @@ class RestrictedBoltzmannMachine(keras.Model):
     ```
 
     Reference:
-        Hinton 2002, "Training Products of Experts by Minimizing Contrastive Divergence", equation 5; Gaussian hidden units and real
-        values in [0, 1] on visible ones: Hinton and Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks".
-        Their weights begin at N(0, 0.1^2), as here; `weight_decay` is that of their published code.
+        Hinton 2002, "Training Products of Experts by Minimizing Contrastive Divergence", equation 5; Gaussian hidden
+        units and real values in [0, 1] on visible ones: Hinton and Salakhutdinov 2006, "Reducing the Dimensionality of
+        Data with Neural Networks". Their weights begin at N(0, 0.1^2), as here; `weight_decay` is that of their
+        published code.
     """
 
     def __init__(
@@ -121,12 +123,12 @@ class RestrictedBoltzmannMachine(keras.Model):
         return self._bernoulli(self.visible_probabilities(h))
 
     def gibbs_step(self, v):
-        """A draw of `h` from `p(h | v)`, then of v from `p(v | h)`; its probabilities instead unless `sample_visible`."""
+        """A draw of h from `p(h | v)`, then of v from `p(v | h)`; its probabilities unless `sample_visible`."""
         h = self.sample_hiddens(v)
         return self.sample_visibles(h) if self.sample_visible else self.visible_probabilities(h)
 
     def free_energy(self, v):
-        """`F(v) = -ln of the sum (integral) over h of exp(-E(v, h))`, in nats, shape `(batch,)`. `p(v) = exp(-F(v)) / Z`."""
+        """`F(v) = -ln sum_h exp(-E(v, h))` (integral), in nats, shape `(batch,)`: `p(v) = exp(-F(v)) / Z`."""
         v = ops.cast(v, "float32")
         energy = -ops.matmul(v, self.visible_bias)
         if self.hidden == "binary":
@@ -152,8 +154,9 @@ class RestrictedBoltzmannMachine(keras.Model):
     def contrastive_divergence(self, v):
         """The direction of descent: `[of the kernel, of the visible biases, of the hidden biases]`.
 
-        `<v h>_model - <v h>_data + weight_decay W`, `<v>_model - <v>_data` and `<h>_model - <h>_data`, means over the batch. Hidden units
-        enter these by their means `E[h | v]`; the chain from the data to the model's v goes through their samples.
+        `<v h>_model - <v h>_data + weight_decay W`, `<v>_model - <v>_data` and `<h>_model - <h>_data`, means over the
+        batch. Hidden units enter these by their means `E[h | v]`; the chain from the data to the model's v goes through
+        their samples.
         """
         v = ops.cast(v, "float32")
         v_model = v
@@ -193,8 +196,8 @@ class RestrictedBoltzmannMachine(keras.Model):
         v, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is not None or sample_weight is not None:
             raise ValueError(
-                "A restricted Boltzmann machine is fitted to x alone, without targets or sample weights. Drop them: fit(x), or "
-                "dataset.map(lambda x, y: x)."
+                "A restricted Boltzmann machine is fitted to x alone, without targets or sample weights. "
+                "Drop them: fit(x), or dataset.map(lambda x, y: x)."
             )
         if self.loss is not None:
             raise ValueError(
@@ -246,8 +249,8 @@ class RestrictedBoltzmannMachine(keras.Model):
         """The machine's mean-field passes as networks of one layer each.
 
         Returns:
-            `(encoder, decoder)`, Functional models with copies of the weights: the encoder gives `E[h | v]`, from kernel W and bias
-            c; the decoder `p(v = 1 | h)`, from kernel W transposed and bias b.
+            `(encoder, decoder)`, Functional models with copies of the weights: the encoder gives `E[h | v]`, from
+            kernel W and bias c; the decoder `p(v = 1 | h)`, from kernel W transposed and bias b.
         """
         activation = "sigmoid" if self.hidden == "binary" else "linear"
         encoder, decoder = _one_layer_networks(self.visible_dim, self.hidden_dim, activation, "sigmoid")
@@ -272,7 +275,7 @@ class RestrictedBoltzmannMachine(keras.Model):
     def from_config(cls, config):
         return cls(**config)
 
-    # Keras doesn't save the state of random seeds. Without it, training that goes on from a file would draw other noise.
+    # Keras doesn't save the state of random seeds. Without it, training that goes on would draw other noise.
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -320,18 +323,21 @@ def pretrain_autoencoders(
 ):
     """Initialises a dense autoencoder layer by layer, bottom up: each layer is trained as an autoencoder of its own.
 
-    Layer i of the encoder and its mirror image in the decoder are trained, from the weights they have, to reconstruct the codes of the
-    layer below: the data for the first, `h_i = f_i(h_(i-1))` for the others. These are computed from the whole, clean data, also where
-    the layers are denoising. `model` itself gets all the new weights in the end, then to be fine-tuned: compile and fit it as usual.
+    Layer i of the encoder and its mirror image in the decoder are trained, from the weights they have, to reconstruct
+    the codes of the layer below: the data for the first, `h_i = f_i(h_(i-1))` for the others. These are computed from
+    the whole, clean data, also where the layers are denoising. `model` itself gets all the new weights in the end, then
+    to be fine-tuned: compile and fit it as usual.
 
     Args:
-        model: `Autoencoder` with an encoder of Dense layers and a decoder that mirrors it, as the builders' `network="dense"` makes.
-        x: examples, an array `(n, *input_shape)`. A layer's codes are held in memory: 60,000 of 1,000 units are 240 MB, and Keras copies them.
-        make_layer: function of the layer's `(encoder, decoder)`, two Functional models of one Dense layer each, that gives the
-            autoencoder to train, of any family: a denoising one such as
-            `lambda encoder, decoder: DenoisingAutoencoder(encoder, decoder, corruption)` makes `model` a stacked denoising
-            autoencoder. It may be compiled, else Adam trains it. Default: a plain `Autoencoder`, with the cross-entropy where the
-            decoder's layer is a sigmoid, and with the squared error elsewhere.
+        model: `Autoencoder` with an encoder of Dense layers and a decoder that mirrors it, as the builders'
+            `network="dense"` makes.
+        x: examples, an array `(n, *input_shape)`. A layer's codes are held in memory: 60,000 of 1,000 units are 240 MB,
+            and Keras copies them.
+        make_layer: function of the layer's `(encoder, decoder)`, two Functional models of one Dense layer each, that
+            gives the autoencoder to train, of any family: a denoising one such as `lambda encoder, decoder:
+            DenoisingAutoencoder(encoder, decoder, corruption)` makes `model` a stacked denoising autoencoder. It may be
+            compiled, else Adam trains it. Default: a plain `Autoencoder`, with the cross-entropy where the decoder's
+            layer is a sigmoid, and with the squared error elsewhere.
         epochs: int, or a list of one for each layer.
         batch_size: at least 1.
         validation_split: the last part of the examples that every layer holds out, in [0, 1), for `val_loss`.
@@ -355,8 +361,9 @@ def pretrain_autoencoders(
     ```
 
     Reference:
-        Bengio et al. 2007, "Greedy Layer-Wise Training of Deep Networks"; denoising layers: Vincent et al. 2010, "Stacked Denoising
-        Autoencoders", section 3.5. There each layer's decoder is dropped; here it initialises the decoder.
+        Bengio et al. 2007, "Greedy Layer-Wise Training of Deep Networks"; denoising layers: Vincent et al. 2010,
+        "Stacked Denoising Autoencoders", section 3.5. There each layer's decoder is dropped; here it initialises the
+        decoder.
     """
     stack = _dense_stack(model)
     x = _vectors(model, x)
@@ -364,7 +371,7 @@ def pretrain_autoencoders(
 
     def train(layer, codes, fit):
         encoder, decoder = _one_layer_networks(
-            layer.visible_dim, layer.hidden_dim, layer.encode_activation, layer.decode_activation
+            layer.visible_dim, layer.hidden_dim, layer.encode_activation, layer.decode_activation, layer.is_tied
         )
         encoder.set_weights(layer.encode.get_weights())
         decoder.set_weights(layer.decode.get_weights())
@@ -394,24 +401,26 @@ def pretrain_rbms(
 ):
     """Initialises a dense sigmoid autoencoder by a stack of restricted Boltzmann machines, unrolled.
 
-    Bottom up, a machine is trained on each layer's input: the data, in [0, 1], then the hidden means `E[h | v]` of the machine below. In
-    the end layer i of the encoder gets machine i's W and hidden biases, its mirror image in the decoder W transposed and the visible
-    biases: `model` then computes the machines' mean-field passes up and down. Fine-tune it as usual: the two copies of W part.
+    Bottom up, a machine is trained on each layer's input: the data, in [0, 1], then the hidden means `E[h | v]` of the
+    machine below. In the end layer i of the encoder gets machine i's W and hidden biases, its mirror image in the
+    decoder W transposed and the visible biases: `model` then computes the machines' mean-field passes up and down.
+    Fine-tune it as usual; the two copies of W then part, unless the decoder is tied to the encoder.
 
     Args:
-        model: `Autoencoder` with an encoder of Dense layers and a decoder that mirrors it, all sigmoid. The code itself may be linear,
-            as the builders make it: its machine's hidden units are Gaussian then.
+        model: `Autoencoder` with an encoder of Dense layers and a decoder that mirrors it, all sigmoid. The code itself
+            may be linear, as the builders make it: its machine's hidden units are Gaussian then.
         x: examples in [0, 1], an array `(n, *input_shape)`.
-        make_rbm: function of `(visible_dim, hidden_dim, hidden)`, with `hidden` `"binary"` or `"gaussian"`, that gives the machine to
-            train. It may be compiled, else SGD trains it, with learning rate 0.1 (Gaussian: 0.001) and momentum 0.5, from the sixth
-            epoch 0.9.
+        make_rbm: function of `(visible_dim, hidden_dim, hidden)`, with `hidden` `"binary"` or `"gaussian"`, that gives
+            the machine to train. It may be compiled, else SGD trains it, with learning rate 0.1 (Gaussian: 0.001) and
+            momentum 0.5, from the sixth epoch 0.9.
         epochs, batch_size, validation_split, callbacks, verbose: as in `pretrain_autoencoders`.
 
     Returns:
         List of the layers' `keras.callbacks.History`, bottom first; `history.model` is the layer's machine.
 
     Raises:
-        ValueError: where `model` isn't such a stack, on data outside [0, 1], and on lists of another length than the stack's.
+        ValueError: where `model` isn't such a stack, on data outside [0, 1], and on lists of another length than the
+            stack's.
 
     Example:
 
@@ -424,9 +433,9 @@ def pretrain_rbms(
     ```
 
     Reference:
-        Hinton and Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks", with the numbers of their published
-        code (its 10 epochs; 50 in the paper). There the codes for the next machine are gathered while the last epoch trains, here
-        after it.
+        Hinton and Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks", with the numbers of
+        their published code (its 10 epochs; 50 in the paper). There the codes for the next machine are gathered while
+        the last epoch trains, here after it.
     """
     stack = _dense_stack(model)
     _check_sigmoids(stack)
@@ -454,15 +463,16 @@ def pretrain_rbms(
 def classifier(encoder, num_classes, trainable=True):
     """A classifier on top of an encoder: its copy, and a Dense softmax layer over the classes.
 
-    An ordinary Functional model, to be compiled with `loss="sparse_categorical_crossentropy"` and fitted to `(x, labels)`. The encoder
-    is copied with its weights, so that training leaves the autoencoder as it is.
+    An ordinary Functional model, to be compiled with `loss="sparse_categorical_crossentropy"` and fitted to `(x,
+    labels)`. The encoder is copied with its weights, so that training leaves the autoencoder as it is.
 
     Args:
-        encoder: Functional (or built Sequential) Keras model from `(batch, *input_shape)` to `(batch, latent_dim)`, such as
-            `model.encoder`, or a part of it: `keras.Model(encoder.inputs, encoder.get_layer("hidden_2").output)`.
+        encoder: Functional (or built Sequential) Keras model from `(batch, *input_shape)` to `(batch, latent_dim)`,
+            such as `model.encoder`, or a part of it: `keras.Model(encoder.inputs,
+            encoder.get_layer("hidden_2").output)`.
         num_classes: at least 2.
-        trainable: whether the copy of the encoder is fine-tuned, or frozen: then only the softmax layer learns. To change it later, set
-            `trainable` of the copy, `get_layer(encoder.name)`, and compile again.
+        trainable: whether the copy of the encoder is fine-tuned, or frozen: then only the softmax layer learns. To
+            change it later, set `trainable` of the copy, `get_layer(encoder.name)`, and compile again.
 
     Returns:
         Functional model from `(batch, *input_shape)` to the classes' probabilities, `(batch, num_classes)`.
@@ -481,16 +491,16 @@ def classifier(encoder, num_classes, trainable=True):
     ```
 
     Reference:
-        Vincent et al. 2010, "Stacked Denoising Autoencoders", section 3.5: a logistic regression on the top layer, and all layers
-        fine-tuned.
+        Vincent et al. 2010, "Stacked Denoising Autoencoders", section 3.5: a logistic regression on the top layer, and
+        all layers fine-tuned.
     """
     if not isinstance(encoder, keras.Model) or not getattr(encoder, "inputs", None):
         raise ValueError(f"`encoder` must be a Functional or built Sequential Keras model. Received: {encoder!r}")
     if len(encoder.inputs) != 1 or len(encoder.outputs) != 1 or len(encoder.outputs[0].shape) != 2:
         shapes = [tuple(output.shape) for output in encoder.outputs]
         raise ValueError(
-            f"`encoder` must have one input and one output (batch, latent_dim). Received {len(encoder.inputs)} input(s), outputs of "
-            f"shape {shapes}. Choose one: keras.Model(encoder.inputs, encoder.outputs[0])."
+            "`encoder` must have one input and one output (batch, latent_dim). "
+            f"Received {len(encoder.inputs)} input(s), outputs of shape {shapes}. Choose one: keras.Model(encoder.inputs, encoder.outputs[0])."
         )
     if checks.positive_int(num_classes, "num_classes") < 2:
         raise ValueError(f"`num_classes` must be at least 2. Received: {num_classes}")
@@ -511,7 +521,7 @@ class _Layer(NamedTuple):
 
     encode: layers.Dense
     encode_activation: object
-    decode: layers.Dense
+    decode: layers.Dense | TiedDense
     decode_activation: object
 
     @property
@@ -522,6 +532,10 @@ class _Layer(NamedTuple):
     def hidden_dim(self):
         return self.encode.kernel.shape[1]
 
+    @property
+    def is_tied(self):
+        return isinstance(self.decode, TiedDense)
+
 
 def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, verbose):
     """Trains the layers bottom up. `train(layer, codes, fit)` gives a layer's `(encoder, decoder, history)`."""
@@ -530,6 +544,8 @@ def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, 
     if validation_split >= 1:
         raise ValueError(f"`validation_split` must be below 1. Received: {validation_split}")
     epochs = [checks.positive_int(n, "epochs") for n in _per_layer(epochs, "epochs", stack, (list, tuple))]
+    if isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks]
     nested = any(isinstance(entry, (list, tuple)) or entry is None for entry in callbacks or ())
     callbacks = _per_layer(callbacks, "callbacks", stack, (list, tuple) if nested else ())
     codes = x
@@ -554,7 +570,8 @@ def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, 
     # All at once, so that an error or an interrupt above leaves the model as it was.
     for layer, encoder, decoder, _ in trained:
         layer.encode.set_weights(encoder.get_weights())
-        layer.decode.set_weights(decoder.get_weights())
+        # A tied layer has a bias only.
+        layer.decode.set_weights(decoder.get_weights()[-len(layer.decode.weights) :])
     return [history for *_, history in trained]
 
 
@@ -578,10 +595,10 @@ def _per_layer(value, name, stack, sequences):
     return list(value)
 
 
-def _one_layer_networks(visible_dim, hidden_dim, encode_activation, decode_activation):
+def _one_layer_networks(visible_dim, hidden_dim, encode_activation, decode_activation, tied=False):
     return (
         networks.encoder((visible_dim,), {"z": hidden_dim}, (), head_activation=encode_activation),
-        networks.decoder((visible_dim,), hidden_dim, (), output_activation=decode_activation),
+        networks.decoder((visible_dim,), hidden_dim, (), output_activation=decode_activation, tied=tied),
     )
 
 
@@ -591,19 +608,23 @@ def _plain_layer(encoder, decoder):
 
 
 def _dense_stack(model):
-    """The `_Layer`s of an autoencoder, bottom first; raises unless its decoder mirrors its encoder, Dense layer by Dense layer."""
+    """The `_Layer`s of an autoencoder, bottom first; raises unless its decoder mirrors its encoder."""
     if not isinstance(model, Autoencoder):
         raise ValueError(f"`model` must be a kerasae.models.Autoencoder. Received: {model!r}")
     encoder = _dense_chain(model.encoder, "encoder")
     decoder = _dense_chain(model.decoder, "decoder")[::-1]
-    shapes = [tuple(layer.kernel.shape) for layer, _ in encoder]
-    mirrored = [tuple(layer.kernel.shape)[::-1] for layer, _ in decoder]
-    if shapes != mirrored:
+    sizes = [(layer.input.shape[1], layer.units) for layer, _ in encoder]
+    mirrored = [(layer.units, layer.input.shape[1]) for layer, _ in decoder]
+    if sizes != mirrored:
         raise ValueError(
-            "Layer-wise pretraining needs a decoder that mirrors the encoder. The encoder's kernels are "
-            f"{shapes}, the decoder's {[shape[::-1] for shape in mirrored[::-1]]}."
+            "Layer-wise pretraining needs a decoder that mirrors the encoder. The encoder's layers, (inputs, units), "
+            f"are {sizes}, the decoder's {[pair[::-1] for pair in mirrored[::-1]]}."
         )
-    return [_Layer(*up, *down) for up, down in zip(encoder, decoder, strict=True)]
+    stack = [_Layer(*up, *down) for up, down in zip(encoder, decoder, strict=True)]
+    for layer in stack:
+        if layer.is_tied and layer.decode.source is not layer.encode:
+            raise _not_a_stack("decoder", f"layer {layer.decode.name!r} isn't tied to its mirror image")
+    return stack
 
 
 def _dense_chain(network, name):
@@ -616,8 +637,8 @@ def _dense_chain(network, name):
         if len(network.outputs) != 1 or layer.input is not tensor:
             raise _not_a_stack(name, f"layer {layer.name!r} doesn't stand in a single chain from input to output")
         tensor = layer.output
-        if type(layer) is layers.Dense:
-            if not layer.use_bias or len(layer.input.shape) != 2:
+        if type(layer) in (layers.Dense, TiedDense):
+            if not getattr(layer, "use_bias", True) or len(layer.input.shape) != 2:
                 raise _not_a_stack(name, f"layer {layer.name!r} has no bias, or doesn't work on vectors")
             chain.append((layer, layer.activation))
         elif type(layer) is layers.Activation and chain and chain[-1][1] is keras.activations.linear:
@@ -631,8 +652,8 @@ def _dense_chain(network, name):
 
 def _not_a_stack(name, problem):
     return ValueError(
-        "Layer-wise pretraining needs an encoder of Dense layers with biases, each with its activation, and a decoder that mirrors it, "
-        f'such as the builders make by network="dense". In the {name} {problem}.'
+        "Layer-wise pretraining needs an encoder of Dense layers with biases, each with its activation, and a decoder "
+        f'that mirrors it, such as the builders make by network="dense". In the {name} {problem}.'
     )
 
 
@@ -647,6 +668,6 @@ def _check_sigmoids(stack):
             if activation not in choices:
                 raise ValueError(
                     "Restricted Boltzmann machines need sigmoid layers; only the code may be linear. "
-                    f"In the {where} layer {dense.name!r} has {activation.__name__!r}. Build the model with "
+                    f"In the {where} layer {dense.name!r} has {getattr(activation, '__name__', activation)!r}. Build the model with "
                     'activation="sigmoid" and output_activation="sigmoid".'
                 )
