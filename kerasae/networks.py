@@ -177,7 +177,9 @@ def check_pair(encoder, decoder, num_codes=1, num_reconstructions=1):
         if len(model.inputs) != 1:
             raise ValueError(f"`{name}` must have one input. Received {len(model.inputs)}: {model.inputs}")
     if len(encoder.outputs) != num_codes:
-        raise ValueError(f"`encoder` must have {num_codes} output(s). Received {len(encoder.outputs)}: {encoder.outputs}")
+        raise ValueError(
+            f"`encoder` must have {num_codes} output(s). Received {len(encoder.outputs)}: {encoder.outputs}"
+        )
     if len(decoder.outputs) != num_reconstructions:
         raise ValueError(
             f"`decoder` must have {num_reconstructions} output(s). Received {len(decoder.outputs)}: {decoder.outputs}"

@@ -1,6 +1,7 @@
 """The table of families that the contract tests run over: adding a row tests a family."""
 
 import keras
+import pytest
 from keras import layers
 
 from kerasae import builders
@@ -34,6 +35,7 @@ def own_networks():
     return builders.undercomplete(encoder=encoder, decoder=decoder, loss="binary_crossentropy")
 
 
+# One row of each class stands for it in CI where a test is of the mechanism they share; the others run with `-m slow`.
 FAMILIES = {
     "undercomplete-dense": small(builders.undercomplete),
     "undercomplete-conv": small(builders.undercomplete, "conv"),
@@ -60,3 +62,15 @@ FAMILIES = {
     "variational-learned": small(builders.variational, likelihood="gaussian", variance="learned"),
     "variational-predicted": small(builders.variational, "conv", likelihood="gaussian", variance="predicted"),
 }
+
+_FIRST_OF_A_CLASS = {
+    "undercomplete-dense",
+    "undercomplete-own",
+    "denoising-gaussian",
+    "k-sparse-dense",
+    "sparse-kl",
+    "contractive-dense",
+    "variational-dense",
+}
+EVERY_ROW = list(FAMILIES)
+EVERY_CLASS = [name if name in _FIRST_OF_A_CLASS else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]

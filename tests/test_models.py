@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from families import FAMILIES, INPUT_SHAPE, LATENT_DIM
+from families import EVERY_CLASS, EVERY_ROW, FAMILIES, INPUT_SHAPE, LATENT_DIM
 
 from kerasae import builders
 
@@ -20,9 +20,13 @@ def x(digits):
     return digits[0][:NUM_EXAMPLES]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture
 def build(request):
     return FAMILIES[request.param]
+
+
+every_row = pytest.mark.parametrize("build", EVERY_ROW, indirect=True)
+every_class = pytest.mark.parametrize("build", EVERY_CLASS, indirect=True)
 
 
 def compiled(build, **kwargs):
@@ -46,6 +50,7 @@ def total_of_terms(model, logs):
     return sum(weights.get(name, 1.0) * logs[name] for name in model.term_names)
 
 
+@every_row
 def test_fit_lowers_the_loss_and_logs_every_term(build, x):
     model = compiled(build)
     history = fit(model, x, epochs=20, validation_data=(x,)).history
@@ -55,6 +60,7 @@ def test_fit_lowers_the_loss_and_logs_every_term(build, x):
     assert np.isfinite(list(history.values())).all()
 
 
+@every_row
 def test_loss_is_the_weighted_sum_of_its_terms_and_of_regularisers(build, x):
     model = compiled(build)
     logs = model.evaluate(x, batch_size=BATCH_SIZE, verbose=0, return_dict=True)
@@ -62,6 +68,7 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_of_regularisers(build, x):
     assert logs["loss"] == pytest.approx(total_of_terms(model, logs) + regularisers, rel=1e-5)
 
 
+@every_class
 def test_an_odd_last_batch_counts_by_its_examples(build, x):
     model = compiled(build)
     # Batches of 16, 16, 16 and 2 against one of 50. The noise of a variational model differs between the two, so compare the rest.
@@ -72,6 +79,7 @@ def test_an_odd_last_batch_counts_by_its_examples(build, x):
             assert odd[name] == pytest.approx(whole[name], rel=1e-5), name
 
 
+@every_class
 def test_evaluation_is_repeatable_and_leaves_training_alone(build, x):
     model, undisturbed = compiled(build), compiled(build)
     fit(model, x)
@@ -82,6 +90,7 @@ def test_evaluation_is_repeatable_and_leaves_training_alone(build, x):
     assert_same_weights(model, undisturbed)
 
 
+@every_class
 def test_arrays_and_tf_data_give_the_same_model(build, x):
     arrays, dataset = compiled(build), compiled(build)
     fit(arrays, x)
@@ -89,6 +98,7 @@ def test_arrays_and_tf_data_give_the_same_model(build, x):
     assert_same_weights(arrays, dataset)
 
 
+@every_class
 def test_an_explicit_target_is_what_is_learnt(build, x):
     itself, explicit, other = compiled(build), compiled(build), compiled(build)
     fit(itself, x)
@@ -98,6 +108,7 @@ def test_an_explicit_target_is_what_is_learnt(build, x):
     assert not np.allclose(itself.get_weights()[0], other.get_weights()[0], atol=1e-4)
 
 
+@every_class
 def test_sample_weights_scale_the_terms(build, x):
     model = compiled(build)
     plain = model.evaluate(x, verbose=0, return_dict=True)
@@ -106,6 +117,7 @@ def test_sample_weights_scale_the_terms(build, x):
         assert doubled[name] == pytest.approx(2 * plain[name], rel=1e-5)
 
 
+@every_class
 def test_examples_of_weight_zero_are_not_learnt_from(build, x):
     if "own" in build.__name__:
         pytest.skip("batch normalisation takes its statistics from every example, whatever its weight")
@@ -117,6 +129,7 @@ def test_examples_of_weight_zero_are_not_learnt_from(build, x):
     assert_same_weights(a, b, tolerance=1e-6)
 
 
+@every_class
 def test_keras_losses_and_metrics_keep_their_meaning(build, x):
     model = compiled(build, loss="mse", metrics=["mae"])
     logs = fit(model, x, validation_data=(x, None, np.ones(len(x)))).history
@@ -128,6 +141,7 @@ def test_keras_losses_and_metrics_keep_their_meaning(build, x):
         assert result["mae"] == pytest.approx(np.mean(np.abs(x - reconstruction)), rel=1e-4)
 
 
+@every_class
 def test_callbacks_see_every_batch_and_can_stop(build, x):
     class Count(keras.callbacks.Callback):
         batches = 0
@@ -148,6 +162,7 @@ def test_callbacks_see_every_batch_and_can_stop(build, x):
     [{"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}],
     ids=lambda options: next(iter(options)),
 )
+@every_class
 def test_execution_options_change_nothing(build, x, options):
     plain, other = compiled(build, jit_compile=False), compiled(build, **options)
     seeds = [state.numpy() for state in plain._seed_states()]
@@ -160,6 +175,7 @@ def test_execution_options_change_nothing(build, x, options):
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
+@every_class
 def test_gradient_clipping_bounds_the_step(build, x, clip):
     model = compiled(build, optimizer=keras.optimizers.SGD(1.0, **{clip: 1e-4}))
     before = [w.numpy() for w in model.trainable_weights]
@@ -169,6 +185,7 @@ def test_gradient_clipping_bounds_the_step(build, x, clip):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@every_class
 def test_mixed_precision_learns_with_finite_float32_losses(build, x, policy):
     keras.mixed_precision.set_dtype_policy(policy)
     try:
@@ -181,6 +198,7 @@ def test_mixed_precision_learns_with_finite_float32_losses(build, x, policy):
     assert all(v.dtype == "float32" for v in model.trainable_variables)
 
 
+@every_row
 def test_stop_save_load_and_go_on_as_if_nothing_had_happened(build, x, tmp_path):
     uninterrupted, stopped = compiled(build), compiled(build)
     fit(uninterrupted, x, epochs=2)
@@ -197,6 +215,7 @@ def test_stop_save_load_and_go_on_as_if_nothing_had_happened(build, x, tmp_path)
     assert_same_weights(uninterrupted, loaded)
 
 
+@every_class
 def test_backup_and_restore_resumes_exactly(build, x, tmp_path):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -212,6 +231,7 @@ def test_backup_and_restore_resumes_exactly(build, x, tmp_path):
     assert_same_weights(uninterrupted, resumed)
 
 
+@every_row
 def test_config_round_trip_builds_the_same_architecture(build):
     model = build()
     again = type(model).from_config(model.get_config())
@@ -219,6 +239,7 @@ def test_config_round_trip_builds_the_same_architecture(build):
     assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
 
 
+@every_class
 def test_the_same_seed_gives_the_same_weights(build, x):
     a, b = compiled(build), compiled(build)
     for model in (a, b):
@@ -227,6 +248,7 @@ def test_the_same_seed_gives_the_same_weights(build, x):
     assert_same_weights(a, b)
 
 
+@every_row
 def test_encode_decode_predict_agree(build, x):
     model = build()
     z = model.encode(x)
@@ -250,6 +272,7 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("bad", BAD_ARRAYS)
+@every_class
 def test_bad_data_is_refused_before_training(build, x, bad):
     spoil, message = BAD_ARRAYS[bad]
     model = compiled(build)
@@ -267,6 +290,7 @@ def test_bad_data_is_refused_before_training(build, x, bad):
             model.predict(spoil(x), verbose=0)
 
 
+@every_class
 def test_values_outside_the_unit_interval_are_refused_under_a_cross_entropy(build, x):
     model = compiled(build)
     if model.needs_unit_interval:
@@ -278,6 +302,7 @@ def test_values_outside_the_unit_interval_are_refused_under_a_cross_entropy(buil
         fit(model, x * 2 - 1)
 
 
+@every_class
 def test_bad_targets_weights_and_datasets_are_refused(build, x):
     model = compiled(build)
     with pytest.raises(ValueError, match="same number of examples. Received: 50 and 49"):

@@ -1,4 +1,4 @@
-"""RBMs against enumeration in NumPy float64, the greedy stacks against their layers, and classifiers, on real digits."""
+"""RBMs against enumeration in NumPy float64; greedy stacks against their layers; classifiers. On real digits."""
 
 import functools
 import itertools
@@ -12,7 +12,8 @@ from keras import layers
 
 import kerasae
 from kerasae import builders
-from kerasae.models import Autoencoder
+from kerasae.layers import MaskingCorruption
+from kerasae.models import Autoencoder, ContractiveAutoencoder, DenoisingAutoencoder, SparseAutoencoder
 from kerasae.models.pretraining import (
     RaiseMomentum,
     RestrictedBoltzmannMachine,
@@ -70,7 +71,7 @@ def joint(v, h, weights, hidden):
 
 
 def hidden_grid(hidden, hidden_dim):
-    """Hidden states and the measure of each: all binary ones, or a grid fine and wide enough for the trapezoidal rule."""
+    """Hidden states and the measure of each: all binary ones, or a fine, wide grid for the trapezoidal rule."""
     if hidden == "binary":
         return binary_states(hidden_dim), 1.0
     axis = np.arange(-16, 16, 0.1)
@@ -158,7 +159,7 @@ def test_training_steps_are_the_papers_given_the_same_draws(v, rng, hidden):
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_long_chains_of_samples_give_the_gradient_of_the_likelihood(rng, hidden):
     options = {"hidden": hidden, "sample_visible": True, "weight_decay": 0.0, "seed": 0}
-    rbm, weights = small_rbm(rng, 5, 3, scale=0.5, gibbs_steps=30, **options)
+    rbm, _ = small_rbm(rng, 5, 3, scale=0.5, gibbs_steps=30, **options)
     n = 40_000
     v = np.repeat(binary_states(5)[[3, 7, 7, 30]], n // 4, axis=0)
 
@@ -190,7 +191,7 @@ def test_training_raises_the_exact_likelihood_of_digits(digits):
     rbm = RestrictedBoltzmannMachine(64, 10)
     rbm.compile(keras.optimizers.SGD(0.1, momentum=0.5))
     before = log_likelihood(rbm, test)
-    rbm.fit(train, epochs=25, batch_size=50, verbose=0)
+    rbm.fit(train, epochs=12, batch_size=50, verbose=0)
     after = log_likelihood(rbm, test)
     # The best model without hidden units: independent pixels.
     p = (train.sum(axis=0) + 1) / (len(train) + 2)
@@ -224,12 +225,25 @@ def test_evaluation_logs_the_reconstruction_and_the_free_energy(v, hidden):
 
 
 @pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": True}], ids=str)
-def test_execution_options_and_tf_data_change_nothing(v, options):
+def test_execution_options_change_nothing(v, options):
     plain, other = compiled(jit_compile=False), compiled(**options)
-    plain.fit(v[:64], batch_size=16, epochs=2, shuffle=False, verbose=0)
-    other.fit(tf.data.Dataset.from_tensor_slices(v[:64]).batch(16), epochs=2, verbose=0)
+    for rbm in (plain, other):
+        rbm.fit(v[:64], batch_size=16, epochs=2, shuffle=False, verbose=0)
+    if "jit_compile" in options:  # XLA draws other numbers from the same seed
+        losses = [rbm.history.history["reconstruction_loss"][-1] for rbm in (plain, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.01)
+        tolerance = 0.01
+    else:
+        tolerance = 1e-5
     for a, b in zip(plain.weights, other.weights, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+def test_arrays_and_tf_data_give_the_same_machine(v):
+    arrays, dataset = compiled(), compiled()
+    arrays.fit(v[:50], batch_size=16, shuffle=False, verbose=0)
+    dataset.fit(tf.data.Dataset.from_tensor_slices(v[:50]).batch(16), verbose=0)
+    assert_same_weights(arrays, dataset)
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
@@ -270,8 +284,8 @@ def test_raised_momentum_is_used_from_its_epoch_on(v):
     fit(by_hand)
     assert_same_weights(raised, by_hand)
     assert not np.array_equal(raised.kernel, constant.kernel)
+    constant.compile("adam")
     with pytest.raises(ValueError, match="needs an optimiser with a momentum above 0"):
-        constant.compile("adam")
         fit(constant, callbacks=[RaiseMomentum()])
 
 
@@ -330,9 +344,9 @@ def test_bad_rbm_data_is_refused(v):
 # -- The greedy stacks -------------------------------------------------------------------------------------------------
 
 
-def deep(hidden_units=(30, 20), latent_dim=6):
+def deep(hidden_units=(30,), latent_dim=6, **kwargs):
     options = {"activation": "sigmoid", "loss": "binary_crossentropy"}
-    return builders.undercomplete((8, 8, 1), latent_dim, hidden_units, **options)
+    return builders.deep((8, 8, 1), latent_dim, hidden_units, **options, **kwargs)
 
 
 def encoder_layers(model):
@@ -357,7 +371,7 @@ def test_each_layer_is_trained_on_the_clean_codes_of_the_one_below(x):
 
     model = deep()
     histories = pretrain_autoencoders(model, x[:200], Noisy, epochs=2, verbose=0)
-    assert len(histories) == 3
+    assert len(histories) == 2
     codes = x[:200].reshape(200, -1)
     for layer, mirror, history, codes_seen in zip(
         encoder_layers(model), decoder_layers(model), histories, seen, strict=True
@@ -384,7 +398,7 @@ def test_layers_have_the_models_activations_and_the_loss_that_fits(x):
 
 
 def test_an_unrolled_stack_computes_the_machines_mean_field_passes(x, v):
-    model = deep()
+    model = deep((30, 20))
     machines = [history.model for history in pretrain_rbms(model, x, epochs=[3, 2, 7], verbose=0)]
     assert [machine.hidden for machine in machines] == ["binary", "binary", "gaussian"]
     assert [float(machine.optimizer.learning_rate) for machine in machines] == pytest.approx([0.1, 0.1, 0.001])
@@ -399,8 +413,8 @@ def test_an_unrolled_stack_computes_the_machines_mean_field_passes(x, v):
 
 
 PRETRAINING = {
-    "autoencoders": lambda model, x: pretrain_autoencoders(model, x, epochs=20, batch_size=64, verbose=0),
-    "rbms": lambda model, x: pretrain_rbms(model, x, epochs=[15, 15, 15, 40], verbose=0),
+    "autoencoders": lambda model, x: pretrain_autoencoders(model, x, epochs=12, batch_size=64, verbose=0),
+    "rbms": lambda model, x: pretrain_rbms(model, x, epochs=[8, 8, 8, 20], verbose=0),
 }
 
 
@@ -423,19 +437,56 @@ def test_pretraining_helps_a_deep_sigmoid_stack_before_and_after_fine_tuning(dig
     PRETRAINING[kind](model, digits[0])
     before, after = before_and_after_fine_tuning(model, *digits)
     assert before < 0.75 * without_pretraining[0]
-    assert after < 0.93 * without_pretraining[1]
+    assert after < {"autoencoders": 0.95, "rbms": 0.87}[kind] * without_pretraining[1]
     assert after < before
 
 
 @pytest.mark.parametrize("pretrain", [pretrain_autoencoders, pretrain_rbms])
 def test_the_same_seed_gives_the_same_weights(x, pretrain):
     models = []
-    for seed in (1, 1, 2):
-        keras.utils.set_random_seed(seed)
-        models.append(deep((16,), 4))
+    for _ in range(2):
+        keras.utils.set_random_seed(1)
+        models.append(deep(()))
+        before = models[-1].get_weights()
         pretrain(models[-1], x[:200], epochs=2, verbose=0)
-    assert_same_weights(*models[:2])
-    assert not np.array_equal(models[0].get_weights()[0], models[2].get_weights()[0])
+    assert_same_weights(*models)
+    assert not any(np.array_equal(a, b) for a, b in zip(models[0].get_weights(), before, strict=True))
+
+
+MAKE_LAYERS = {
+    "denoising": lambda encoder, decoder: DenoisingAutoencoder(encoder, decoder, MaskingCorruption(0.3)),
+    "sparse": lambda encoder, decoder: SparseAutoencoder(encoder, decoder, penalty="l1", sparsity_weight=0.01),
+    "contractive": lambda encoder, decoder: ContractiveAutoencoder(encoder, decoder, contraction_weight=0.1),
+}
+
+
+@pytest.mark.parametrize("family", MAKE_LAYERS)
+def test_layers_may_be_of_any_family(x, family):
+    model = deep()
+    histories = pretrain_autoencoders(model, x[:200], MAKE_LAYERS[family], epochs=2, verbose=0)
+    for history, layer, mirror in zip(histories, encoder_layers(model), decoder_layers(model), strict=True):
+        assert history.history["loss"][-1] < history.history["loss"][0]
+        np.testing.assert_array_equal(history.model.encoder.get_weights()[0], layer.get_weights()[0])
+        np.testing.assert_array_equal(history.model.decoder.get_weights()[0], mirror.get_weights()[0])
+
+
+@pytest.mark.parametrize("pretrain", [pretrain_autoencoders, pretrain_rbms])
+def test_a_tied_decoder_shares_the_pretrained_kernels(x, pretrain):
+    model = deep(tied=True)
+    layer_models = [history.model for history in pretrain(model, x[:200], epochs=2, verbose=0)]
+    h = x[:200].reshape(200, -1)
+    if pretrain is pretrain_rbms:
+        for machine in layer_models:
+            h = machine.hidden_means(h)
+        for machine in layer_models[::-1]:
+            h = machine.visible_probabilities(h)
+    else:
+        for autoencoder in layer_models:
+            h = autoencoder.encoder(h)
+        for autoencoder in layer_models[::-1]:
+            h = autoencoder.decoder(h)
+    np.testing.assert_allclose(model.predict(x[:200], verbose=0).reshape(200, -1), h, rtol=1e-4, atol=1e-5)
+    assert len(model.weights) == 2 + 4  # kernels once, biases both ways
 
 
 def own_stack():
@@ -455,7 +506,8 @@ def test_own_networks_of_that_form_are_stacks_too(x):
     np.testing.assert_allclose(model.encode(x[:200]), h, atol=1e-5)
 
 
-def test_epochs_callbacks_and_validation_are_per_layer(x):
+@pytest.mark.parametrize("pretrain", [pretrain_autoencoders, pretrain_rbms])
+def test_epochs_callbacks_and_validation_are_per_layer(x, pretrain):
     class Count(keras.callbacks.Callback):
         epochs = 0
 
@@ -463,14 +515,12 @@ def test_epochs_callbacks_and_validation_are_per_layer(x):
             self.epochs += 1
             assert "val_reconstruction_loss" in logs
 
-    counts = [Count() for _ in range(3)]
-    model = deep()
-    options = {"epochs": [1, 3, 2], "validation_split": 0.2, "verbose": 0}
-    for pretrain in (pretrain_autoencoders, pretrain_rbms):
-        histories = pretrain(model, x[:100], callbacks=[[counts[0]], None, [counts[2]]], **options)
-        assert [len(history.epoch) for history in histories] == [1, 3, 2]
-    pretrain_autoencoders(model, x[:100], callbacks=[counts[1]], **options)
-    assert [count.epochs for count in counts] == [2, 6, 4]
+    options = {"epochs": [1, 3], "validation_split": 0.2, "verbose": 0}
+    every, second = Count(), Count()
+    histories = pretrain(deep(), x[:100], callbacks=[None, [second]], **options)
+    assert [len(history.epoch) for history in histories] == [1, 3]
+    pretrain(deep(()), x[:100], callbacks=every, **{**options, "epochs": 2})
+    assert (second.epochs, every.epochs) == (3, 2)
 
 
 def test_makers_may_compile_and_choose(x):
@@ -486,13 +536,13 @@ def test_makers_may_compile_and_choose(x):
 
 def test_an_error_on_the_way_leaves_the_model_as_it_was(x):
     def make_layer(encoder, decoder):
-        if decoder.output_shape[-1] == 20:
-            raise RuntimeError("the third layer")
+        if decoder.output_shape[-1] == 30:
+            raise RuntimeError("the second layer")
         return Autoencoder(encoder, decoder)
 
     model = deep()
     before = model.get_weights()
-    with pytest.raises(RuntimeError, match="the third layer"):
+    with pytest.raises(RuntimeError, match="the second layer"):
         pretrain_autoencoders(model, x[:50], make_layer, epochs=1, verbose=0)
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -514,10 +564,10 @@ def branched():
 
 BAD_MODELS = {
     "conv": (lambda: builders.undercomplete((8, 8, 1), 3, (4,), "conv"), "layer 'hidden_1' is a Conv2D"),
-    "variational": (lambda: builders.variational((8, 8, 1), 3, (16,)), "must be|single chain"),
+    "variational": (lambda: builders.variational((8, 8, 1), 3, (16,)), "layer 'z_log_var' doesn't stand|single chain"),
     "asymmetric": (
         asymmetric,
-        r"encoder's kernels are \[\(64, 16\), \(16, 3\)\], the decoder's \[\(3, 12\), \(12, 64\)\]",
+        r"\(inputs, units\), are \[\(64, 16\), \(16, 3\)\], the decoder's \[\(3, 12\), \(12, 64\)\]",
     ),
     "branched": (branched, "doesn't stand in a single chain"),
     "no autoencoder": (lambda: deep().encoder, "must be a kerasae.models.Autoencoder"),
@@ -553,11 +603,11 @@ def test_rbms_need_sigmoids(x):
     ("arguments", "message"),
     [
         (
-            {"epochs": [1, 2]},
-            r"`epochs` must be one for all layers, or a list with one for each of the 3 layers. Received 2",
+            {"epochs": [1, 2, 3]},
+            "`epochs` must be one for all layers, or a list with one for each of the 2 layers. Received 3",
         ),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1"),
-        ({"callbacks": [[], []]}, "`callbacks` must be one for all layers"),
+        ({"callbacks": [[], [], []]}, "`callbacks` must be one for all layers"),
         ({"batch_size": 0}, "`batch_size`"),
         ({"validation_split": 1.0}, "`validation_split` must be below 1"),
     ],
@@ -575,7 +625,7 @@ def test_bad_pretraining_options_are_refused(x, pretrain, arguments, message):
         (lambda x: np.where(x == 1, np.nan, x), "holds NaN"),
         (lambda x: x[:, :4], r"must have shape \(batch, 8, 8, 1\)"),
         (lambda x: x[:0], "is empty"),
-        (lambda x: tf.data.Dataset.from_tensor_slices(x), "an array of examples"),
+        (lambda x: tf.data.Dataset.from_tensor_slices(x), "must be an array: every layer trains on the codes of all"),
     ],
 )
 def test_bad_data_is_refused(x, pretrain, spoil, message):
@@ -596,7 +646,7 @@ def test_makers_that_return_something_else_are_refused(x):
 def test_a_fine_tuned_classifier_learns_digits_and_leaves_the_autoencoder_alone(labelled, tmp_path):
     (x_train, y_train), (x_test, y_test) = labelled
     autoencoder = deep((100, 50), 20)
-    pretrain_rbms(autoencoder, x_train, epochs=[10, 10, 20], verbose=0)
+    pretrain_rbms(autoencoder, x_train, epochs=[10, 10, 1], verbose=0)
     weights = autoencoder.get_weights()
     # The hidden layers alone: behind the linear code a softmax layer sees 20 numbers.
     model = classifier(keras.Model(autoencoder.encoder.inputs, autoencoder.encoder.get_layer("hidden_2").output), 10)
@@ -605,7 +655,7 @@ def test_a_fine_tuned_classifier_learns_digits_and_leaves_the_autoencoder_alone(
     model.fit(x_train, y_train, epochs=15, batch_size=64, verbose=0)
     after = model.evaluate(x_test, y_test, verbose=0, return_dict=True)
     assert before["accuracy"] < 0.4
-    assert after["accuracy"] > 0.94
+    assert after["accuracy"] > 0.93
     for a, b in zip(autoencoder.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(model.predict(x_test, verbose=0).sum(axis=1), 1, atol=1e-5)

@@ -1,6 +1,7 @@
 """The contractive family."""
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -55,10 +56,9 @@ class ContractiveAutoencoder(Autoencoder):
       propagating the Jacobian through the layers. One layer costs hardly more than the plain autoencoder, since
       `||df/dx||_F^2 = sum_j s'(a_j)^2 ||W_j||^2`; several cost about `latent_dim` encoder passes, and memory for a few tensors of
       `batch * latent_dim * units` of the widest layer but the last.
-    - **Any other encoder** (convolutions, softmax, your own layers): by `tf.GradientTape.batch_jacobian`, which costs
-      `latent_dim` backward passes at once, and memory for `latent_dim` times every activation of a batch, several times over:
-      lower the batch size, or choose `jacobian="stochastic"`. It is not compiled with XLA, where it takes minutes to compile: Keras
-      then trains without (`jit_compile=True` warns).
+    - **Any other encoder** (convolutions, softmax, your own layers): by one backward pass a code. Time and memory grow by those of
+      a backward pass with every code, and what each pass computes is kept for the gradient: with large codes lower the batch
+      size, or choose `jacobian="stochastic"`. XLA can't compile this loop: Keras trains without (`jit_compile=True` warns).
 
     In training the Jacobian is that of the function applied to each example in this very step, dropout and noise as drawn. Batch
     normalisation makes a code depend on the other examples while it trains; the penalty is then that of the whole encoder in
@@ -82,9 +82,7 @@ class ContractiveAutoencoder(Autoencoder):
 
     ```python
     x_train, x_test = kerasae.data.load("digits")
-    encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(32, "sigmoid")])
-    decoder = keras.Sequential([keras.Input((32,)), keras.layers.Dense(64), keras.layers.Reshape((8, 8, 1))])
-    model = kerasae.models.ContractiveAutoencoder(encoder, decoder, contraction_weight=0.1)
+    model = kerasae.builders.contractive(x_train.shape[1:], latent_dim=32, contraction_weight=0.1, tied=True)
     model.compile(optimizer="adam")
     model.fit(x_train, epochs=2)
     ```
@@ -147,7 +145,9 @@ class ContractiveAutoencoder(Autoencoder):
         for _ in range(self.num_probes):
             seed = random_seed(self.noise_generator(training))
             signs = 2 * tf.random.stateless_uniform(tf.shape(z), seed, 0, 2, tf.int32, alg="philox") - 1
-            product = tape.gradient(z, x, output_gradients=tf.cast(signs, z.dtype), unconnected_gradients="zero")
+            product = tape.gradient(
+                z, x, output_gradients=tf.cast(signs, z.dtype), unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
             estimates.append(_squared_norm(product))
         return z, ops.mean(ops.stack(estimates), axis=0)
 
@@ -180,7 +180,7 @@ def squared_jacobian_norm(encoder, x):
     ```python
     x_train, x_test = kerasae.data.load("digits")
     model = kerasae.builders.undercomplete(x_train.shape[1:], latent_dim=2)
-    mean_norm = squared_jacobian_norm(model.encoder, x_test).numpy().mean()
+    mean_norm = kerasae.models.contractive.squared_jacobian_norm(model.encoder, x_test).numpy().mean()
     ```
 
     Reference:
@@ -222,10 +222,21 @@ def _exact_measure(encoder):
 
 
 def _encode_and_differentiate(encoder, x, training):
-    with tf.GradientTape() as tape:
+    num_codes = math.prod(encoder.outputs[0].shape[1:])
+    with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         z = encoder(x, training=training)
-    return z, _squared_norm(tape.batch_jacobian(z, x, unconnected_gradients="zero"))
+        codes = tf.reshape(z, (-1, num_codes))
+    zero = tf.UnconnectedGradients.ZERO
+    if not tf.executing_eagerly():
+        # A loop, and not vectorised: as fast, in less memory, and TensorFlow 2.21's vectorised `tf.roll` is wrong for axis=-1.
+        jacobian = tape.batch_jacobian(codes, x, unconnected_gradients=zero, experimental_use_pfor=False)
+        return z, _squared_norm(jacobian)
+    norms = []
+    for i in range(num_codes):
+        one_hot = tf.one_hot(tf.fill(tf.shape(codes)[:1], i), num_codes, dtype=codes.dtype)
+        norms.append(_squared_norm(tape.gradient(codes, x, output_gradients=one_hot, unconnected_gradients=zero)))
+    return z, ops.sum(ops.stack(norms), axis=0)
 
 
 def _squared_norm(values):
@@ -325,7 +336,7 @@ def _slope(layer, before, after, tape, dtype):
             tape.watch(before)
             after = activation(before)
     # Elementwise: the gradient of the outputs' sum is each output's own derivative.
-    return None if after is before else tape.gradient(after, before, unconnected_gradients="zero")
+    return None if after is before else tape.gradient(after, before, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 def _product_norm(kernels, diagonals):

@@ -56,7 +56,7 @@ class RestrictedBoltzmannMachine(keras.Model):
 
     ```python
     x_train, x_test = (x.reshape(len(x), -1) for x in kerasae.data.load("digits"))
-    rbm = RestrictedBoltzmannMachine(visible_dim=64, hidden_dim=100)
+    rbm = kerasae.models.pretraining.RestrictedBoltzmannMachine(visible_dim=64, hidden_dim=100)
     rbm.compile(keras.optimizers.SGD(0.1, momentum=0.5))
     rbm.fit(x_train, epochs=2, batch_size=100, validation_data=(x_test,))
     encoder, decoder = rbm.unroll()
@@ -354,8 +354,8 @@ def pretrain_autoencoders(
 
     ```python
     x_train, x_test = kerasae.data.load("digits")
-    model = kerasae.builders.undercomplete((8, 8, 1), 10, (100, 50), activation="sigmoid", loss="binary_crossentropy")
-    pretrain_autoencoders(model, x_train, epochs=2)
+    model = kerasae.builders.deep((8, 8, 1), 10, (100, 50), activation="sigmoid", loss="binary_crossentropy")
+    kerasae.models.pretraining.pretrain_autoencoders(model, x_train, epochs=2)
     model.compile(optimizer="adam")
     model.fit(x_train, epochs=2)
     ```
@@ -426,8 +426,8 @@ def pretrain_rbms(
 
     ```python
     x_train, x_test = kerasae.data.load("digits")
-    model = kerasae.builders.undercomplete((8, 8, 1), 10, (100, 50), activation="sigmoid", loss="binary_crossentropy")
-    pretrain_rbms(model, x_train, epochs=2)
+    model = kerasae.builders.deep((8, 8, 1), 10, (100, 50), activation="sigmoid", loss="binary_crossentropy")
+    kerasae.models.pretraining.pretrain_rbms(model, x_train, epochs=2)
     model.compile(optimizer="adam")
     model.fit(x_train, epochs=2)
     ```
@@ -485,7 +485,7 @@ def classifier(encoder, num_classes, trainable=True):
     ```python
     (x_train, y_train), (x_test, y_test) = kerasae.data.load("digits", labels=True)
     model = kerasae.builders.undercomplete((8, 8, 1), 32)
-    head = classifier(model.encoder, num_classes=10)
+    head = kerasae.models.pretraining.classifier(model.encoder, num_classes=10)
     head.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     head.fit(x_train, y_train, epochs=2, validation_data=(x_test, y_test))
     ```
@@ -500,7 +500,8 @@ def classifier(encoder, num_classes, trainable=True):
         shapes = [tuple(output.shape) for output in encoder.outputs]
         raise ValueError(
             "`encoder` must have one input and one output (batch, latent_dim). "
-            f"Received {len(encoder.inputs)} input(s), outputs of shape {shapes}. Choose one: keras.Model(encoder.inputs, encoder.outputs[0])."
+            f"Received {len(encoder.inputs)} input(s), outputs of shape {shapes}. "
+            "Choose one: keras.Model(encoder.inputs, encoder.outputs[0])."
         )
     if checks.positive_int(num_classes, "num_classes") < 2:
         raise ValueError(f"`num_classes` must be at least 2. Received: {num_classes}")
@@ -668,6 +669,6 @@ def _check_sigmoids(stack):
             if activation not in choices:
                 raise ValueError(
                     "Restricted Boltzmann machines need sigmoid layers; only the code may be linear. "
-                    f"In the {where} layer {dense.name!r} has {getattr(activation, '__name__', activation)!r}. Build the model with "
-                    'activation="sigmoid" and output_activation="sigmoid".'
+                    f"In the {where} layer {dense.name!r} has {getattr(activation, '__name__', activation)!r}. "
+                    'Build the model with activation="sigmoid" and output_activation="sigmoid".'
                 )

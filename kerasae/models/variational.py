@@ -67,7 +67,9 @@ class VariationalAutoencoder(Autoencoder):
         else:
             self.variance = checks.real_number(variance, "variance", minimum=0, exclusive=True)
         if likelihood == "bernoulli" and self.variance != 1.0:
-            raise ValueError(f"`variance` belongs to the Gaussian likelihood; a Bernoulli has none. Received: {variance!r}")
+            raise ValueError(
+                f"`variance` belongs to the Gaussian likelihood; a Bernoulli has none. Received: {variance!r}"
+            )
         self.beta = checks.real_number(beta, "beta", minimum=0)
         loss = "binary_crossentropy" if likelihood == "bernoulli" else "squared_error"
         super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
