@@ -1,6 +1,7 @@
 """Export: a trained autoencoder as files that run where Keras does not exist, proved to compute the same thing."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,25 +19,40 @@ import kerasae
 from kerasae import checks
 from kerasae.export import onnx_files, parity
 from kerasae.export.onnx_files import DEFAULT_OPSET
-from kerasae.export.parts import ExportError, in_float32, parts_of
+from kerasae.export.parts import ExportError, in_float32, parts_of, score_of
 from kerasae.export.readme import readme
 from kerasae.models import Autoencoder
 
 __all__ = ["DEFAULT_OPSET", "FORMATS", "ExportError", "export"]
 
 FORMATS = ("saved_model", "onnx")
+IMAGE_INPUTS = ("uint8",)
 _FORMAT_VERSION = 1
 _PACKAGES = ("keras", "tensorflow", "numpy", "onnx", "tf2onnx", "onnxruntime")
 
 _logger = logging.getLogger(__name__)
 
 
-def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, tolerance=1e-5, replace=False):
+def export(
+    model,
+    folder,
+    formats=FORMATS,
+    *,
+    opset=DEFAULT_OPSET,
+    image_input=None,
+    batch_size=None,
+    x=None,
+    tolerance=1e-5,
+    replace=False,
+):
     """Writes a bundle: the model's parts as a SavedModel and ONNX files, a manifest, and a README for who receives it.
 
-    `saved_model/` has the signatures `encode`, `decode` and `reconstruct`; `encoder.onnx`, `decoder.onnx` and
-    `autoencoder.onnx` are the same. Ports have names: `x`, `z` (out of a variational encoder `z_mean` and `z_log_var`),
-    `reconstruction`. All parts are deterministic: a variational reconstruction goes through `z_mean`. A model in mixed
+    `saved_model/` has the signatures `encode`, `decode`, `reconstruct` (the default) and `score`; `encoder.onnx`,
+    `decoder.onnx`, `autoencoder.onnx` and `score.onnx` are the same. `score` is each example's reconstruction loss,
+    summed over features; of a variational model the negative evidence lower bound at `z = z_mean`, in nats. Ports have
+    names: `x`, `z` (out of a variational encoder `z_mean` and `z_log_var`), `reconstruction`, `score`. All parts are
+    deterministic: a variational reconstruction goes through `z_mean`, and `sample` and `sample.onnx`, which only the
+    variational family has, take their noise as input (the signature `sample_from_seed` a seed). A model in mixed
     precision is exported in float32.
 
     Before it is given, every part in every format is run in another process, where Keras and kerasae can't be imported,
@@ -48,13 +64,17 @@ def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, toler
         folder: where the bundle goes; a new or empty folder.
         formats: which of `"saved_model"` and `"onnx"`.
         opset: of ONNX, 13 to 25.
-        x: real examples for the check, `(n, *input_shape)`, of which 8 are taken. Default: random ones, from 0 to 1
-            where the model needs that, else standard normal.
+        image_input: `"uint8"` for parts that take images of 0 to 255 and divide them by 255 themselves, for a model of
+            images in [0, 1]. Default: what the model takes.
+        batch_size: the only one that the parts take, for runtimes that need to know. Default: any.
+        x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are taken, or `batch_size`.
+            Default: random ones, from 0 to 1 where the model needs that, else standard normal.
         tolerance: of the check, at least 0, relative to the largest value.
         replace: whether what `folder` holds is replaced, once the new bundle is ready.
 
     Returns:
-        The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `onnx`, `precision`, `parity`
+        The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `preprocessing`, `score` (its
+        `definition`, `unit` and `direction`), `onnx`, `precision`, `parity`
         (`tolerance`, `max_relative_difference`, and `measured`, the differences by part, format, batch size and
         output), `versions`, `files`.
 
@@ -83,14 +103,18 @@ def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, toler
         raise ValueError(f"`formats` must name at least one of {list(FORMATS)}. Received none.")
     opset = _check_opset(opset)
     tolerance = checks.real_number(tolerance, "tolerance", minimum=0)
-    examples = parity.check_examples(x, parts_of(model)[0])
+    image_input = _check_image_input(image_input, model)
+    if batch_size is not None:
+        batch_size = checks.positive_int(batch_size, "batch_size")
+    parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
+    examples = parity.check_examples(x, parts_as_asked(model)[0])
     folder, workspace = _open_workspace(folder, replace)
     bundle, previous = workspace / "bundle", workspace / "previous"
     try:
         bundle.mkdir()
         original = model
         model, policies = in_float32(original)
-        parts = parts_of(model)
+        parts = parts_as_asked(model)
         metadata = {"producer": "kerasae", "family": type(model).__name__, "kerasae_version": kerasae.__version__}
         functions = {part.name: part.function() for part in parts}
         if "saved_model" in formats:
@@ -99,27 +123,30 @@ def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, toler
         if "onnx" in formats:
             import onnx
 
-            for part in parts:
+            for part in (part for part in parts if part.is_in("onnx")):
                 _logger.info("Converting the %s to ONNX", part.name)
                 onnx.save(onnx_files.convert(part, functions[part.name], opset, metadata), bundle / f"{part.name}.onnx")
         _logger.info("Running the files in a process without Keras")
-        inputs = parity.batches(parts, model, examples)
+        inputs = parity.batches(parts, examples)
         expected = parity.references(parts, inputs)
         outputs = parity.replay(parts, inputs, bundle, formats, workspace / "replay")
         measured = parity.compare(expected, outputs, tolerance)
+        definition, unit = score_of(model)
         manifest = {
             "format": "kerasae-bundle",
             "format_version": _FORMAT_VERSION,
             "family": metadata["family"],
             "formats": list(formats),
             "parts": [_describe(part, formats) for part in parts],
+            "preprocessing": "none: the parts divide by 255 themselves" if image_input else "none: as in training",
+            "score": {"definition": definition, "unit": unit, "direction": "higher: less like the training data"},
             "onnx": {"opset": opset, "ir_version": onnx_files.IR_VERSION} if "onnx" in formats else None,
-            "precision": _precision(original, policies, inputs, expected),
+            "precision": _precision(parts_as_asked(original), policies, inputs, expected),
             "parity": {
                 "measure": "max |difference| / max |reference|, the reference being Keras on the CPU",
                 "process": "fresh; keras and kerasae not importable, for ONNX nor tensorflow",
                 "examples": "generated" if x is None else "given",
-                "batch_sizes": list(parity.BATCH_SIZES),
+                "batch_sizes": list(parity.batch_sizes(parts[0])),
                 "tolerance": tolerance,
                 "max_relative_difference": max(row["relative_difference"] for row in measured),
                 "measured": measured,
@@ -144,6 +171,16 @@ def export(model, folder, formats=FORMATS, *, opset=DEFAULT_OPSET, x=None, toler
             shutil.rmtree(workspace, ignore_errors=True)
     _logger.info("Wrote %s", folder)
     return manifest
+
+
+def _check_image_input(image_input, model):
+    if image_input is None:
+        return None
+    checks.choice(image_input, "image_input", IMAGE_INPUTS)
+    dtype = model.encoder.inputs[0].dtype
+    if "float" not in dtype:
+        raise ValueError(f"`image_input` is for a model that takes real numbers. This one takes {dtype}: leave it out.")
+    return image_input
 
 
 def _check_opset(opset):
@@ -200,8 +237,11 @@ def _write_saved_model(parts, functions, path):
     module = tf.Module()
     used = [variable for function in functions.values() for variable in function.get_concrete_function().variables]
     module.variables_of_parts = list({id(variable): variable for variable in used}.values())
+    signatures = {part.signature: functions[part.name] for part in parts}
+    # What TensorFlow Serving calls where a request names none.
+    signatures["serving_default"] = functions["autoencoder"]
     try:
-        tf.saved_model.save(module, str(path), signatures={part.signature: functions[part.name] for part in parts})
+        tf.saved_model.save(module, str(path), signatures=signatures)
     except (AssertionError, ValueError, TypeError) as error:
         raise ExportError(f"The model can't be written as a SavedModel: {error}") from error
 
@@ -219,16 +259,16 @@ def _describe(part, formats):
         "name": part.name,
         "meaning": part.meaning,
         "saved_model": {"folder": "saved_model", "signature": part.signature} if "saved_model" in formats else None,
-        "onnx": {"file": f"{part.name}.onnx"} if "onnx" in formats else None,
+        "onnx": {"file": f"{part.name}.onnx"} if "onnx" in formats and part.is_in("onnx") else None,
         **ports,
     }
 
 
-def _precision(original, policies, inputs, expected):
+def _precision(parts, policies, inputs, expected):
     """What a model's own precision was, and by how much it answers otherwise than its float32 export."""
     if not policies:
         return {"model": ["float32"], "exported": "float32", "relative_difference": None}
-    answers = parity.references(parts_of(original), inputs)
+    answers = parity.references(parts, inputs)
     difference = {
         part: max(
             parity.relative_difference(answers[part][size][name], reference)[2]

@@ -23,15 +23,14 @@ def check_examples(x, part):
         part: `Part` whose first input takes them.
 
     Returns:
-        Array, `(sum(BATCH_SIZES), ...)`.
+        Array, `(sum(batch_sizes(part)), ...)`.
 
     Raises:
         ValueError: if `x` doesn't fit, or is needed and missing.
     """
-    port, num_examples = part.inputs[0], sum(BATCH_SIZES)
+    port, num_examples = part.inputs[0], sum(batch_sizes(part))
     if x is not None:
-        is_unit_interval = port.value_range == (0.0, 1.0)
-        x = checks.array(x, port.shape[1:], name="x", unit_interval=is_unit_interval)
+        x = check_array(x, port, "x")
         return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)]
     is_number = port.dtype == "uint8" or "float" in port.dtype
     if None in port.shape[1:] or not is_number:
@@ -42,24 +41,46 @@ def check_examples(x, part):
     shape, random = (num_examples, *port.shape[1:]), np.random.default_rng(0)
     if port.dtype == "uint8":
         return random.integers(0, 256, shape, dtype="uint8")
-    return random.random(shape) if port.value_range else random.standard_normal(shape)
+    return (random.random(shape) if port.value_range else random.standard_normal(shape)).astype(port.dtype)
 
 
-def batches(parts, model, examples):
+def check_array(x, port, name):
+    """`x` in a port's type; raises ValueError where it does not fit the port."""
+    x = checks.array(x, port.shape[1:], name=name, unit_interval=port.value_range == (0.0, 1.0))
+    converted = x.astype(port.dtype)
+    if "int" in port.dtype and not np.array_equal(converted, x):
+        raise ValueError(
+            f"`{name}` must hold whole numbers of type {port.dtype}, such as images before they are scaled. "
+            f"Received: {x.dtype}, from {x.min():g} to {x.max():g}"
+        )
+    return converted
+
+
+def batch_sizes(part):
+    """The batch sizes that are tried: the only one there is, or two."""
+    size = part.inputs[0].shape[0]
+    return BATCH_SIZES if size is None else (size,)
+
+
+def batches(parts, examples):
     """`{part: {batch size: {port: array}}}`: inputs of every part; the decoder's are codes of the examples."""
-    examples = examples.astype(parts[0].inputs[0].dtype)
-    # On the CPU, where float32 is float32: a GPU may multiply in TF32.
-    with tf.device("/CPU:0"):
-        codes = np.asarray(model.code_of(model.encoder(examples, training=False)))
-    values = {"x": examples, "z": codes}
-    rows, start = {}, 0
-    for size in BATCH_SIZES:
-        rows[size] = slice(start, start + size)
+    inputs, start, random = {part.name: {} for part in parts}, 0, np.random.default_rng(1)
+    for size in batch_sizes(parts[0]):
+        x = examples[start : start + size]
         start += size
-    return {
-        part.name: {size: {port.name: values[port.name][rows[size]] for port in part.inputs} for size in BATCH_SIZES}
-        for part in parts
-    }
+        # On the CPU, where float32 is float32: a GPU may multiply in TF32.
+        with tf.device("/CPU:0"):
+            codes = np.asarray(parts[0].reference(x)[0])
+        values = {
+            "x": x,
+            "z": codes,
+            "noise": random.standard_normal(codes.shape).astype(codes.dtype),
+            "num_samples": np.int32(size),
+            "seed": np.array([size, 1], "int32"),
+        }
+        for part in parts:
+            inputs[part.name][size] = {port.name: values[port.name] for port in part.inputs}
+    return inputs
 
 
 def references(parts, inputs):
@@ -100,10 +121,11 @@ def replay(parts, inputs, bundle, formats, workspace):
     """
     workspace.mkdir()
     task = {
-        "batch_sizes": BATCH_SIZES,
         "parts": [
             {
                 "name": part.name,
+                "formats": [form for form in formats if part.is_in(form)],
+                "batch_sizes": list(inputs[part.name]),
                 "signature": part.signature,
                 "inputs": [port.name for port in part.inputs],
                 "outputs": [port.name for port in part.outputs],

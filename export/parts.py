@@ -1,9 +1,12 @@
 """What is exported of a model: its parts, each a function with named ports."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tensorflow as tf
+
+from kerasae import losses
+from kerasae.models import Autoencoder, VariationalAutoencoder
 
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 _MEANINGS = {
@@ -27,9 +30,9 @@ class Port:
 
     Args:
         name: of the port, the same in every format.
-        shape: with the batch, `None` where a size is free.
+        shape: with the batch, `None` where a size is free; `()` for a number.
         dtype: name of the NumPy type.
-        value_range: (lowest, highest), or `None` for any real number.
+        value_range: (lowest, highest), or `None` for any number.
         meaning: one phrase, for the manifest and the files.
     """
 
@@ -43,7 +46,7 @@ class Port:
     def dims(self):
         """The shape with names for free sizes: `["batch", 28, 28, 1]`."""
         names = ["batch", *(f"{self.name}_{axis}" for axis in range(1, len(self.shape)))]
-        return [name if size is None else size for name, size in zip(names, self.shape, strict=True)]
+        return [name if size is None else size for name, size in zip(names, self.shape, strict=False)]
 
     @property
     def signature(self):
@@ -61,6 +64,7 @@ class Part:
         inputs, outputs: ports, in order.
         compute: from the inputs to the list of outputs: what is written to the files.
         reference: the same as the model itself answers, which is what the files are held against.
+        seeded: whether it draws its noise from a seed among its inputs. Only TensorFlow can.
     """
 
     name: str
@@ -70,12 +74,18 @@ class Part:
     outputs: tuple[Port, ...]
     compute: Callable
     reference: Callable
+    seeded: bool = False
+
+    def is_in(self, form):
+        """Whether a format holds this part."""
+        return form == "saved_model" or not self.seeded
 
     def function(self):
         """`compute` as a traced `tf.function` with named inputs and outputs.
 
         Raises:
-            ExportError: if it draws random numbers: a file would replay frozen noise, or be invalid.
+            ExportError: if it draws random numbers other than from its seed: a file would replay frozen noise, or be
+                invalid.
         """
 
         @tf.function(input_signature=[port.signature for port in self.inputs], autograph=False)
@@ -85,7 +95,7 @@ class Part:
         graph = function.get_concrete_function().graph.as_graph_def()
         nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
         random = sorted(f"{node.op} (at {node.name})" for node in nodes if is_random(node.op))
-        if random:
+        if random and not self.seeded:
             raise ExportError(
                 f"The {self.name} draws random numbers at inference: {', '.join(random)}. A deployed part is "
                 "deterministic: let the layer draw in training only."
@@ -98,34 +108,65 @@ def is_random(operator):
     return operator != _CALL and any(word in operator for word in _RANDOM)
 
 
-def parts_of(model):
-    """The parts of a kerasae model: encoder, decoder, and both in a row."""
+def parts_of(model, image_input=None, batch_size=None):
+    """The parts of a kerasae model: encoder, decoder, both in a row, the score, and what samples if it is variational.
+
+    Args:
+        model: kerasae model.
+        image_input: `"uint8"` for parts that take images of 0 to 255 and divide by 255 themselves.
+        batch_size: the only one, or `None` for any.
+    """
     encoder, decoder = model.encoder, model.decoder
+    batch_size = batch_size or encoder.inputs[0].shape[0]
+
+    def port(name, tensor, meaning, value_range=None, dtype=None):
+        return Port(name, (batch_size, *tensor.shape[1:]), dtype or tensor.dtype, value_range, meaning)
+
     unit = (0.0, 1.0) if model.needs_unit_interval else None
-    x = _port("x", encoder.inputs[0], "examples", (0, 255) if encoder.inputs[0].dtype == "uint8" else unit)
+    dtype = image_input or encoder.inputs[0].dtype
+    x = port("x", encoder.inputs[0], "examples", (0, 255) if dtype == "uint8" else unit, dtype)
     codes = tuple(
-        _port(name, output, _MEANINGS.get(name, "a code of x"))
+        port(name, output, _MEANINGS.get(name, "a code of x"))
         for name, output in zip(model.code_names, encoder.outputs, strict=True)
     )
-    z = _port("z", decoder.inputs[0], "codes")
+    z = port("z", decoder.inputs[0], "codes")
     reconstructions = tuple(
-        _port(name, output, _MEANINGS.get(name, "the reconstruction of x"), unit)
+        port(name, output, _MEANINGS.get(name, "the reconstruction of x"), unit)
         for name, output in zip(model.reconstruction_names, decoder.outputs, strict=True)
     )
+    definition, _ = score_of(model)
+    score = Port("score", (batch_size,), "float32", None, definition)
+
+    def prepare(x):
+        return tf.cast(x, "float32") / 255.0 if image_input else x
 
     def encode(x):
-        return tf.nest.flatten(encoder(x, training=False))
+        return tf.nest.flatten(encoder(prepare(x), training=False))
 
     def decode(z):
         return tf.nest.flatten(decoder(z, training=False))
 
     def reconstruct(x):
-        return [model.reconstruction_of(decoder(model.code_of(encoder(x, training=False)), training=False))]
+        code = model.code_of(encoder(prepare(x), training=False))
+        return [model.reconstruction_of(decoder(code, training=False))]
 
     def call(x):
-        return tf.nest.flatten(model(x, training=False))
+        return tf.nest.flatten(model(prepare(x), training=False))
 
-    return [
+    def measure(x):
+        x = prepare(x)
+        encoded = encoder(x, training=False)
+        # Not `forward`: a family may compute more there, such as a Jacobian, that the score leaves out.
+        loss = model.reconstruction_loss(x, model.reconstruct(model.code_of(encoded), training=False))
+        return [loss + losses.kl_standard_normal(*encoded) if isinstance(model, VariationalAutoencoder) else loss]
+
+    def evaluate(x):
+        x = prepare(x)
+        if isinstance(model, VariationalAutoencoder):
+            return [sum(model.terms(x, model.forward(x, training=False, sample=False)).values())]
+        return [Autoencoder.terms(model, x, Autoencoder.forward(model, x, training=False))["reconstruction_loss"]]
+
+    parts = [
         Part("encoder", "encode", "from examples to their codes", (x,), codes, encode, encode),
         Part("decoder", "decode", "from codes to reconstructions", (z,), reconstructions, decode, decode),
         Part(
@@ -137,11 +178,53 @@ def parts_of(model):
             reconstruct,
             call,
         ),
+        Part("score", "score", "how badly each example is reconstructed", (x,), (score,), measure, evaluate),
+    ]
+    if isinstance(model, VariationalAutoencoder):
+        parts += _samplers(decode, z, reconstructions[0])
+    return parts
+
+
+def _samplers(decode, z, reconstruction):
+    """New examples, the means of p(x|z): from noise, which every format takes, or from a seed."""
+    noise = replace(z, name="noise", meaning="z, drawn from the standard normal distribution")
+    sample = replace(reconstruction, meaning="the mean of p(x|z)")
+    num_samples = Port("num_samples", (), "int32", None, "how many, at least 1")
+    seed = Port("seed", (2,), "int32", None, "two numbers; the same ones give the same samples")
+
+    def decode_one(z):
+        return decode(z)[:1]
+
+    def draw(num_samples, seed):
+        shape = tf.concat([num_samples[None], z.shape[1:]], axis=0)
+        return decode_one(tf.random.stateless_normal(shape, seed, alg="philox"))
+
+    any_number = replace(sample, shape=(None, *sample.shape[1:]))
+    return [
+        Part("sample", "sample", "from noise to new examples", (noise,), (sample,), decode_one, decode_one),
+        Part(
+            "sample_from_seed",
+            "sample_from_seed",
+            "from a seed to new examples",
+            (num_samples, seed),
+            (any_number,),
+            draw,
+            draw,
+            seeded=True,
+        ),
     ]
 
 
-def _port(name, tensor, meaning, value_range=None):
-    return Port(name, tuple(tensor.shape), tensor.dtype, value_range, meaning)
+def score_of(model):
+    """What `score` is: `(definition, unit)`."""
+    if isinstance(model, VariationalAutoencoder):
+        return (
+            "negative evidence lower bound at z = z_mean: -ln p(x|z_mean) + KL(q(z|x) || N(0, I)), without a beta",
+            "nats",
+        )
+    if model.needs_unit_interval:
+        return "cross-entropy of x and its reconstruction r: -sum_i x_i ln r_i + (1 - x_i) ln(1 - r_i)", "nats"
+    return "squared error of the reconstruction r: sum_i (x_i - r_i)^2", "squared units of x"
 
 
 def in_float32(model):

@@ -45,7 +45,7 @@ def main(folder):
     def run(kind, part, make_runner):
         try:
             runner = make_runner()
-            for batch_size in task["batch_sizes"]:
+            for batch_size in part["batch_sizes"]:
                 feed = {name: inputs[f"{part['name']}.{batch_size}.{name}"] for name in part["inputs"]}
                 for name, output in runner(feed).items():
                     outputs[f"{kind}.{part['name']}.{batch_size}.{name}"] = output
@@ -55,7 +55,7 @@ def main(folder):
     for name in (*ABSENT, "tensorflow"):
         sys.modules[name] = None
     if task["onnx"] is not None:
-        for part in task["parts"]:
+        for part in (part for part in task["parts"] if "onnx" in part["formats"]):
             path = str(Path(task["onnx"]) / f"{part['name']}.onnx")
             run("onnx", part, lambda path=path, part=part: onnx_runner(path, part))
     del sys.modules["tensorflow"]

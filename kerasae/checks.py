@@ -111,6 +111,6 @@ def _check_values(rows, name, unit_interval, start):
     if unit_interval and (low < 0 or high > 1):
         hint = " Divide 8-bit images by 255." if high > 1 and low >= 0 and high <= 255 else ""
         raise ValueError(
-            f"`{name}` must lie in [0, 1] for a cross-entropy (Bernoulli) reconstruction loss. "
+            f"`{name}` must lie in [0, 1], as probabilities do, for a cross-entropy (Bernoulli) loss. "
             f"Received values from {low:g} to {high:g}.{hint}"
         )

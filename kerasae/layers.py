@@ -208,7 +208,7 @@ class KSparse(keras.layers.Layer):
     Example:
 
     ```python
-    kerasae.layers.KSparse(2)([[3.0, -4.0, 1.0, 0.5]])  # [[3, -4, 0, 0]]
+    kerasae.layers.KSparse(2)(np.array([[3.0, -4.0, 1.0, 0.5]]))  # [[3, -4, 0, 0]]
     ```
 
     Reference:

@@ -386,6 +386,11 @@ def test_in_mixed_precision_the_penalty_is_float32(rng, build, jacobian):
         half.set_weights(single.get_weights())
         x = rng.normal(size=(8, *half.encoder.inputs[0].shape[1:])).astype("float32")
         contraction = half.forward(x, training=False)["contraction"]
+        half.compile("sgd")
+        assert half.evaluate(x, verbose=0, return_dict=True)["contraction_loss"] == pytest.approx(
+            np.mean(contraction), rel=0.02
+        )
+        assert np.isfinite(half.train_on_batch(x)).all()
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
     assert contraction.dtype == "float32"

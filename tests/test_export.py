@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+from families import EVERY_CLASS, FAMILIES
 from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasae import builders
 from kerasae.export import ExportError, export, onnx_files, parity
-from kerasae.models import Autoencoder
+from kerasae.models import Autoencoder, VariationalAutoencoder
 
 SHAPE = (9, 7, 2)
 SMALL = {"dense": (20, 10), "conv": (4, 8)}
@@ -26,14 +27,18 @@ BUILDERS = {
     "variational-bernoulli": (builders.variational, {"likelihood": "bernoulli"}),
     "variational-gaussian": (builders.variational, {"likelihood": "gaussian"}),
 }
-CASES = [(family, network) for family in BUILDERS for network in ("dense", "conv")]
-PARTS = {"encoder": "encode", "decoder": "decode", "autoencoder": "reconstruct"}
+PARTS = {"encoder": "encode", "decoder": "decode", "autoencoder": "reconstruct", "score": "score"}
 
 
 def perturb(model, seed=0):
     """Never fitted, but with biases and weights that matter."""
     rng = np.random.default_rng(seed)
-    model.set_weights([(w + 0.1 * rng.standard_normal(w.shape)).astype(w.dtype) for w in model.get_weights()])
+    model.set_weights(
+        [
+            w if w.dtype.kind in "iu" else (w + 0.1 * rng.standard_normal(w.shape)).astype(w.dtype)
+            for w in model.get_weights()
+        ]
+    )
     return model
 
 
@@ -68,55 +73,100 @@ def in_this_process(monkeypatch):
 
     def replay(parts, inputs, bundle, formats, workspace):
         expected = parity.references(parts, inputs)
-        return {(kind, *key): expected[key[0]][key[1]] for kind in formats for key in _keys(expected)}
-
-    def _keys(expected):
-        return [(part, size) for part, sizes in expected.items() for size in sizes]
+        return {
+            (kind, part.name, size): expected[part.name][size]
+            for kind in formats
+            for part in parts
+            if part.is_in(kind)
+            for size in expected[part.name]
+        }
 
     monkeypatch.setattr(parity, "replay", replay)
 
 
-@pytest.mark.parametrize(("family", "network"), CASES)
-def test_every_part_in_every_format_computes_what_keras_does(family, network, tmp_path, caplog):
-    model = build(family, network)
-    x = np.random.default_rng(1).random((3, *SHAPE), dtype="float32")
+def numpy_score(model, x):
+    """The score by its definition, in float64, from what Keras predicts."""
+    codes, x = model.encoder.predict(x, verbose=0), x.astype("float64")
+    is_variational = isinstance(model, VariationalAutoencoder)
+    outputs = model.decoder.predict(codes[0] if is_variational else codes, verbose=0)
+    mean, *log_variance = [output.astype("float64") for output in (outputs if isinstance(outputs, list) else [outputs])]
+    if model.needs_unit_interval:
+        loss = -(x * np.log(mean) + (1 - x) * np.log(1 - mean))
+    elif not is_variational:
+        loss = (x - mean) ** 2
+    else:
+        learned = model.variance == "learned" and np.exp(np.asarray(model.log_variance))
+        variance = np.exp(log_variance[0]) if log_variance else learned or model.variance
+        loss = ((x - mean) ** 2 / variance + np.log(2 * np.pi * variance)) / 2
+    score = loss.reshape(len(x), -1).sum(1)
+    if is_variational:
+        z_mean, z_log_var = np.broadcast_arrays(*codes)
+        score += (np.exp(z_log_var) + z_mean**2 - 1 - z_log_var).sum(1) / 2
+    return score
+
+
+def odd(family):
+    return lambda: build(family, "conv")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *EVERY_CLASS,
+        pytest.param(odd("undercomplete"), id="odd"),
+        pytest.param(odd("variational-gaussian"), id="odd-variational"),
+    ],
+)
+def test_every_part_in_every_format_computes_what_keras_does(make, tmp_path, caplog):
+    model = perturb(FAMILIES[make]()) if isinstance(make, str) else make()
+    is_variational = isinstance(model, VariationalAutoencoder)
+    shape = model.encoder.inputs[0].shape[1:]
+    x = np.random.default_rng(1).random((3, *shape), dtype="float32")
     with caplog.at_level(logging.DEBUG, logger="tf2onnx"):
         manifest = export(model, tmp_path / "bundle", x=x)
     assert not [record for record in caplog.records if record.name.startswith("tf2onnx")]
     bundle = tmp_path / "bundle"
-    code_names = ["z_mean", "z_log_var"] if family.startswith("variational") else ["z"]
-    codes = model.encoder.predict(x, verbose=0)
-    codes = codes if isinstance(codes, list) else [codes]
+    codes, decoded = model.encoder.predict(x, verbose=0), model.decoder.predict(model.encode(x), verbose=0)
+    codes = dict(zip(model.code_names, codes if isinstance(codes, list) else [codes], strict=True))
+    decoded = decoded if isinstance(decoded, list) else [decoded]
+    noise = np.random.default_rng(2).standard_normal((3, 3)).astype("float32")
     expected = {
-        "encoder": ((x,), dict(zip(code_names, codes, strict=True))),
-        "decoder": ((codes[0],), {"reconstruction": model.decode(codes[0])}),
-        "autoencoder": ((x,), {"reconstruction": model.predict(x, verbose=0)}),
+        "encoder": ("x", x, codes),
+        "decoder": ("z", model.encode(x), dict(zip(model.reconstruction_names, decoded, strict=True))),
+        "autoencoder": ("x", x, {"reconstruction": model.predict(x, verbose=0)}),
+        "score": ("x", x, {"score": numpy_score(model, x)}),
     }
+    if is_variational:
+        expected["sample"] = ("noise", noise, {"reconstruction": model.decode(noise)})
     loaded = tf.saved_model.load(str(bundle / "saved_model"))
-    assert set(loaded.signatures) == set(PARTS.values())
-    image, code = ["batch", *SHAPE], ["batch", 3]
-    for part, (inputs, outputs) in expected.items():
+    seeded = {"sample_from_seed"} if is_variational else set()
+    assert set(loaded.signatures) == {*PARTS.values(), *(expected.keys() - PARTS.keys()), *seeded, "serving_default"}
+    assert {path.stem for path in bundle.glob("*.onnx")} == set(expected)
+    for part, (name, values, outputs) in expected.items():
         opened = session(bundle / f"{part}.onnx")
-        name = "z" if part == "decoder" else "x"
-        assert ports(opened.get_inputs()) == [(name, code if part == "decoder" else image, "tensor(float)")]
-        shape = code if part == "encoder" else image
-        assert ports(opened.get_outputs()) == [(output, shape, "tensor(float)") for output in outputs]
+        assert ports(opened.get_inputs()) == [(name, ["batch", *values.shape[1:]], "tensor(float)")]
+        assert ports(opened.get_outputs()) == [
+            (output, ["batch", *reference.shape[1:]], "tensor(float)") for output, reference in outputs.items()
+        ]
         # Batches of 3 and of 1: the batch is free.
         for rows in (slice(3), slice(1)):
-            answers = opened.run(None, {name: inputs[0][rows]})
-            named = loaded.signatures[PARTS[part]](**{name: tf.constant(inputs[0][rows])})
+            answers = opened.run(None, {name: values[rows]})
+            named = loaded.signatures[PARTS.get(part, part)](**{name: tf.constant(values[rows])})
             assert set(named) == set(outputs)
             for answer, (output, reference) in zip(answers, outputs.items(), strict=True):
                 np.testing.assert_allclose(answer, reference[rows], rtol=0, atol=1e-5 * np.abs(reference).max())
-                np.testing.assert_allclose(named[output], reference[rows], rtol=0, atol=1e-6 * np.abs(reference).max())
+                np.testing.assert_allclose(named[output], reference[rows], rtol=0, atol=1e-5 * np.abs(reference).max())
+    default = loaded.signatures["serving_default"](x=tf.constant(x))["reconstruction"]
+    np.testing.assert_allclose(default, expected["autoencoder"][2]["reconstruction"], atol=1e-6)
     assert json.loads((bundle / "manifest.json").read_text()) == manifest
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]  # no working folder is left
     measured = manifest["parity"]["measured"]
     assert {(row["part"], row["format"], row["batch_size"]) for row in measured} == {
-        (part, kind, size) for part in PARTS for kind in ("saved_model", "onnx") for size in (1, 7)
+        *((part, kind, size) for part in expected for kind in ("saved_model", "onnx") for size in (1, 7)),
+        *((part, "saved_model", size) for part in seeded for size in (1, 7)),
     }
     assert all(0 <= row["relative_difference"] <= 1e-5 and row["max_reference"] > 1e-3 for row in measured)
-    assert {row["output"] for row in measured} == {*code_names, "reconstruction"}
+    assert {row["output"] for row in measured} == {*model.code_names, *model.reconstruction_names, "score"}
 
 
 @pytest.fixture(scope="module")

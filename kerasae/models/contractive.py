@@ -226,7 +226,9 @@ def _encode_and_differentiate(encoder, x, training):
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         z = encoder(x, training=training)
-        codes = tf.reshape(z, (-1, num_codes))
+        codes = tf.cast(
+            tf.reshape(z, (-1, num_codes)), x.dtype
+        )  # `batch_jacobian` takes x's dtype for that of the codes
     zero = tf.UnconnectedGradients.ZERO
     if not tf.executing_eagerly():
         # A loop, and not vectorised: as fast, in less memory, and TensorFlow 2.21's vectorised `tf.roll` is wrong for axis=-1.
