@@ -36,7 +36,6 @@ def convert(part, function, opset, metadata):
         ExportError: where tf2onnx, onnx's version converter or its checker fail; names the part, and the operator if
             it is one.
     """
-    import onnx
     from onnx import version_converter
 
     model = _converted(part, function, opset if opset <= _MAX_CONVERTED else _LIFTED_FROM)
@@ -48,6 +47,14 @@ def convert(part, function, opset, metadata):
             raise ExportError(
                 f"The {part.name} can't be lifted to ONNX opset {opset}: {error} Use one of at most {_MAX_CONVERTED}."
             ) from error
+    finish(model, part, metadata)
+    return model
+
+
+def finish(model, part, metadata):
+    """Gives a converted model its ports, names and documentation, and checks it."""
+    import onnx
+
     model.ir_version = IR_VERSION
     _set_ports(model.graph.input, part, part.inputs)
     _set_ports(model.graph.output, part, part.outputs)
@@ -58,7 +65,6 @@ def convert(part, function, opset, metadata):
     model.producer_name, model.producer_version = metadata["producer"], metadata["kerasae_version"]
     onnx.helper.set_model_props(model, {**metadata, "part": part.name})
     _check(model, part)
-    return model
 
 
 def _converted(part, function, opset):

@@ -167,9 +167,10 @@ class VariationalAutoencoder(Autoencoder):
         x = checks.array(x, self.encoder.inputs[0].shape[1:], unit_interval=self.needs_unit_interval).astype("float32")
         num_samples = checks.positive_int(num_samples, "num_samples")
         decodings = checks.positive_int(decodings_at_once, "decodings_at_once")
-        samples_at_once = min(num_samples, decodings)
+        # Rounds of equal size, so that hardly any sample is drawn in vain.
+        rounds = -(-num_samples // decodings)
+        samples_at_once = -(-num_samples // rounds)
         examples_at_once = min(len(x), max(1, decodings // samples_at_once))
-        rounds = -(-num_samples // samples_at_once)
         progress = keras.utils.Progbar(len(x), verbose=verbose, unit_name="example")
         estimates = []
         for start in range(0, len(x), examples_at_once):
