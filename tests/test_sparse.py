@@ -175,10 +175,10 @@ def test_annealing_that_does_not_suit_the_model_is_refused(digits):
         plain.fit(digits[0][:64], verbose=0, callbacks=[KAnnealing(4, epochs=2)])
 
 
-def test_an_own_encoder_gets_the_layer_and_one_without_is_refused():
+def test_an_own_encoder_gets_the_layer_and_one_without_is_refused(rng):
     base = builders.undercomplete((8, 8, 1), 20)
     model = builders.k_sparse(encoder=base.encoder, decoder=base.decoder, k=3)
-    assert ((model.encode(np.random.rand(4, 8, 8, 1)) != 0).sum(axis=1) == 3).all()
+    assert ((model.encode(rng.random((4, 8, 8, 1))) != 0).sum(axis=1) == 3).all()
     from kerasae.models import KSparseAutoencoder
 
     with pytest.raises(ValueError, match="must end in kerasae.layers.KSparse"):
