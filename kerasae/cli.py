@@ -16,6 +16,8 @@ _DATA_DIR = click.option(
     help="Folder of prepared tensorflow-datasets. Default: $TFDS_DATA_DIR.",
 )
 
+_ARRAY = click.Path(exists=True, dir_okay=False)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(kerasae.__version__, prog_name="kerasae")
@@ -23,7 +25,7 @@ def cli():
     """Autoencoders for Keras: fit one, get one ready-made, deploy one."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py"):
+    for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
@@ -37,7 +39,7 @@ def main():
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
@@ -147,30 +149,88 @@ Next:
 # -- zoo ---------------------------------------------------------------------------------------------------------------------------------
 
 
+_SOURCE = click.option(
+    "--source",
+    help='"packaged", a folder, https://…, http://localhost…, or hf://owner/name. Default: $KERASAE_ZOO, or "packaged".',
+)
+
+
 @cli.group()
 def zoo():
-    """Pretrained models: list, show, train, evaluate."""
+    """Pretrained models: list, show, download, verify, publish, train, evaluate."""
 
 
 @zoo.command("list")
 @click.option("--family", help="Only this family.")
 @click.option("--dataset", help="Only this dataset.")
-def zoo_list(family, dataset):
+@_SOURCE
+def zoo_list(family, dataset, source):
     """The models' ids, each with its first figure."""
-    import kerasae.zoo
+    from kerasae.zoo import list_models, sources
 
-    for model_id in kerasae.zoo.list_models(family, dataset):
-        first = kerasae.zoo.describe(model_id)["metrics"][0]
-        click.echo(f"{model_id:<36}{first['metric']} {first['value']:.4g} {first['unit']}")
+    origin = sources.source(source)
+    for model_id in list_models(family, dataset, origin):
+        first = origin.index().models[model_id].figure
+        click.echo(f"{model_id:<36}{f'{first.metric} {first.value:.4g} {first.unit}' if first else ''}".rstrip())
 
 
 @zoo.command("show")
 @click.argument("model_id")
-def zoo_show(model_id):
+@_SOURCE
+def zoo_show(model_id, source):
     """A model's card: how it was made, and what it scores under which protocol."""
     import kerasae.zoo
 
-    click.echo(kerasae.zoo.card(model_id))
+    click.echo(kerasae.zoo.card(model_id, source))
+
+
+@zoo.command("download")
+@click.argument("model_ids", nargs=-1, required=True)
+@_SOURCE
+def zoo_download(model_ids, source):
+    """Bring models to this machine, every file checked; prints where they are."""
+    from kerasae.zoo import download, sources
+
+    origin = sources.source(source)
+    for model_id in model_ids:
+        for name, path in download(model_id, origin).items():
+            click.echo(f"{model_id}/{name}\t{path}")
+
+
+@zoo.command("verify")
+@click.argument("model_ids", nargs=-1)
+@_SOURCE
+def zoo_verify(model_ids, source):
+    """Check every file of MODEL_IDS (default: all) against the index; of a remote source, by downloading it."""
+    from kerasae.zoo import download, list_models, sources
+
+    origin = sources.source(source)
+    failed = 0
+    for model_id in model_ids or list_models(source=origin):
+        try:
+            download(model_id, origin)
+            click.echo(f"{model_id:<36}ok")
+        except (ValueError, OSError) as error:
+            failed += 1
+            click.echo(f"{model_id:<36}failed: {error}")
+    if failed:
+        raise click.ClickException(f"{failed} of the models can't be used.")
+
+
+@zoo.command("publish")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1)
+@_SOURCE
+def zoo_publish(folder, models, source):
+    """Write a zoo to FOLDER, for any web server or Hugging Face repository: index, hashes, table, and a folder a model.
+
+    MODELS are folders that `zoo train` wrote, or ids. Without any, what is in FOLDER is indexed again.
+    """
+    from kerasae.zoo import making
+
+    _check_writable(folder)
+    for model_id in making.publish(folder, models, source):
+        click.echo(model_id)
 
 
 @zoo.command("train")
@@ -194,14 +254,16 @@ def zoo_train(recipe, folder, data_dir):
 
 @zoo.command("evaluate")
 @click.argument("model_id")
+@_SOURCE
 @_DATA_DIR
-def zoo_evaluate(model_id, data_dir):
+def zoo_evaluate(model_id, source, data_dir):
     """Measure a model again and compare with what is recorded."""
     import kerasae.zoo
     from kerasae.zoo import making
 
+    recorded = kerasae.zoo.describe(model_id, source)["metrics"]
     click.echo(f"{'figure':<20}{'recorded':>12}{'measured':>12}")
-    for old, new in zip(kerasae.zoo.describe(model_id)["metrics"], making.evaluate(model_id, data_dir), strict=True):
+    for old, new in zip(recorded, making.evaluate(model_id, data_dir, source), strict=True):
         click.echo(f"{new['metric']:<20}{old['value']:>12.4f}{new['value']:>12.4f}  {new['unit']}")
 
 
@@ -211,15 +273,63 @@ def zoo_evaluate(model_id, data_dir):
 @cli.command("export")
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--replace", is_flag=True, help="Replace a bundle that is there already.")
-def export_command(model, folder, replace):
+@click.option(
+    "--format", "formats", multiple=True, help="saved_model, onnx or litert; again for more. Default: the first two."
+)
+@click.option("--opset", type=int, help="Of ONNX. Default: 21.")
+@click.option("--image-input", help='"uint8": images of 0 to 255 in, scaled inside.')
+@click.option("--batch-size", type=int, help="A fixed one. Default: any.")
+@click.option("--variant", "variants", multiple=True, help="float16, int8_dynamic or int8_static; again for more.")
+@click.option("--calibration", type=_ARRAY, help=".npy file of examples on which int8_static measures ranges.")
+@click.option(
+    "--examples", "x", type=_ARRAY, help=".npy file of real examples for the check, the scores and the codes."
+)
+@click.option(
+    "--page", is_flag=True, help="Write a web page instead, on which one draws; any web server can host FOLDER."
+)
+@click.option("--denoiser", help="With --page: another model, a zoo id or a .keras file, that denoises.")
+@click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: npm fetches it.")
+@click.option("--replace", is_flag=True, help="Replace what is in FOLDER already.")
+def export_command(model, folder, page, denoiser, runtime, replace, **options):
     """Export MODEL, a zoo id or a .keras file, to FOLDER as SavedModel and ONNX, proved to compute the same."""
+    options = {name: value for name, value in options.items() if value is not None and value != ()}
+    for name, given in (("--denoiser", denoiser), ("--runtime", runtime)):
+        if given and not page:
+            raise click.UsageError(f"{name} belongs to --page.")
+    import numpy as np
+
+    for name in {"x", "calibration"} & set(options):
+        options[name] = np.load(options[name], allow_pickle=False)
+    if page:
+        if foreign := sorted(set(options) - {"x"}):
+            raise click.UsageError(f"--page takes no {', '.join(foreign)}.")
+        from kerasae import export
+
+        try:
+            export.page(
+                _load(model),
+                folder,
+                denoiser=denoiser and _load(denoiser),
+                runtime=runtime,
+                title=Path(model).stem,
+                replace=replace,
+                **options,
+            )
+        except export.ExportError as error:
+            raise click.ClickException(str(error)) from error
+        click.echo(f"Wrote {folder.resolve()}. Look at it: python -m http.server --directory {folder}")
+        return
+    _export(_load(model), folder, replace=replace, **options)
+    click.echo(f"Wrote {folder.resolve()}")
+
+
+def _load(model):
+    """A model by its zoo id or `.keras` file."""
     import keras
 
     from kerasae import zoo
 
-    _export(keras.saving.load_model(model) if model.endswith(".keras") else zoo.load(model), folder, replace=replace)
-    click.echo(f"Wrote {folder.resolve()}")
+    return keras.saving.load_model(model) if model.endswith(".keras") else zoo.load(model)
 
 
 def _export(model, folder, **options):
@@ -234,6 +344,6 @@ def _export(model, folder, **options):
     for row in manifest["parity"]["measured"]:
         key = row["part"], row["format"]
         largest[key] = max(row["max_difference"], largest.get(key, 0.0))
-    click.echo(f"{'part':<14}{'format':<14}{'largest difference from Keras':>30}")
+    click.echo(f"{'part':<18}{'format':<14}{'largest difference from Keras':>30}")
     for (part, form), difference in largest.items():
-        click.echo(f"{part:<14}{form:<14}{difference:>30.2g}")
+        click.echo(f"{part:<18}{form:<14}{difference:>30.2g}")

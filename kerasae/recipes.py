@@ -88,6 +88,12 @@ class Recipe(_Section):
     training: Training
     measure: list[Measurement]
 
+    @pydantic.model_validator(mode="after")
+    def _trains(self):
+        if self.training.epochs == 0 and self.pretraining is None:
+            raise ValueError("training.epochs is 0 and there is no pretraining: nothing would be trained")
+        return self
+
 
 def read(path):
     """Reads and checks a recipe.

@@ -1,20 +1,28 @@
-"""Pretrained models, one folder each in `models/<id>`: the recipe, the weights, what they score, and a picture.
+"""Pretrained models, one folder each: the recipe, the weights, what they score, a card and a picture.
 
-Ids are `family-network-dataset`. Listing and describing import neither Keras nor TensorFlow.
+Ids are `family-network-dataset`. Models come from a source: what is packaged with kerasae, a folder, a web server, or a Hugging Face
+repository; see `kerasae.zoo.sources`. Each function takes `source=`, or else the environment variable `KERASAE_ZOO`, or else what is
+packaged. Listing and describing import neither Keras nor TensorFlow.
 """
 
 import difflib
-import hashlib
 import json
+import re
+import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 from kerasae import recipes
+from kerasae.zoo import sources
 
-_MODELS = Path(__file__).parent / "models"
 
-
-def list_models(family=None, dataset=None):
+def list_models(family=None, dataset=None, source=None):
     """The ids of the models, sorted; of one family or dataset where given.
+
+    Args:
+        family: such as `"variational"`. Default: every family.
+        dataset: such as `"digits"`. Default: every dataset.
+        source: `"packaged"`, a folder, `"https://…"`, or `"hf://owner/name"`. Default: `$KERASAE_ZOO`, or else `"packaged"`.
 
     Example:
 
@@ -22,52 +30,78 @@ def list_models(family=None, dataset=None):
     kerasae.zoo.list_models(family="variational")
     ```
     """
-    ids = sorted(path.parent.name for path in _MODELS.glob("*/metrics.json"))
-    if family is None and dataset is None:
-        return ids
-    described = {model_id: describe(model_id)["recipe"] for model_id in ids}
-    return [
+    models = sources.source(source).index().models
+    return sorted(
         model_id
-        for model_id, recipe in described.items()
-        if family in (None, recipe["family"]) and dataset in (None, recipe["data"]["name"])
-    ]
+        for model_id, entry in models.items()
+        if family in (None, entry.family) and dataset in (None, entry.dataset)
+    )
 
 
-def describe(model_id):
+def describe(model_id, source=None):
     """All facts of a model: its recipe, and its measured figures with unit, protocol and sample size.
+
+    Args:
+        model_id: as `list_models` gives it.
+        source: as in `list_models`.
 
     Returns:
         `{"recipe": {...}, "metrics": [...], "training": {...}, "model": {"sha256", "bytes", "parameters"}, "versions": {...}}`.
     """
-    folder = _folder(model_id)
-    facts = json.loads((folder / "metrics.json").read_text())
-    return {"recipe": recipes.read(folder / "recipe.toml").model_dump(), **facts}
+    origin = _origin(model_id, source)
+    facts = json.loads(origin.path(model_id, "metrics.json").read_text())
+    return {"recipe": recipes.read(origin.path(model_id, "recipe.toml")).model_dump(), **facts}
 
 
-def card(model_id):
+def card(model_id, source=None):
     """The model's card as Markdown: how it was made, and what it scores under which protocol."""
-    return (_folder(model_id) / "card.md").read_text()
+    return _origin(model_id, source).path(model_id, "card.md").read_text()
 
 
 def recipe_path(name):
-    """The path of a recipe: `name` itself if it is a TOML file, else that of the model with this id, trained yet or not."""
+    """The path of a recipe: `name` itself if it is a TOML file, else that of the packaged model with this id, trained yet or not."""
     if str(name).endswith(".toml"):
         return Path(name)
-    ids = sorted(path.parent.name for path in _MODELS.glob("*/recipe.toml"))
-    return _MODELS / _known(name, ids) / "recipe.toml"
+    ids = sorted(path.parent.name for path in sources.PACKAGED.glob("*/recipe.toml"))
+    return sources.PACKAGED / _known(name, ids, "what is packaged with kerasae") / "recipe.toml"
 
 
-def load(model_id):
-    """Loads a pretrained model.
+def download(model_id, source=None):
+    """Brings every file of a model to this machine, each checked against its sha256 in the source's index.
+
+    Files of a remote source are kept in the cache, `$KERASAE_CACHE` or the platform's cache folder, and are not downloaded again.
 
     Args:
         model_id: as `list_models` gives it.
+        source: as in `list_models`.
+
+    Returns:
+        `{name: path}` of its files.
+
+    Raises:
+        ValueError: on an unknown id (near ids are offered), or where a file is not the one that was published.
+        OSError: where a file is missing, the source can't be reached, or the cache can't be written.
+    """
+    origin = _origin(model_id, source)
+    return {name: origin.path(model_id, name) for name in sources.FILES}
+
+
+def load(model_id, source=None):
+    """Loads a pretrained model.
+
+    Its file is used only if its sha256 is the one in the source's index, and is opened in Keras's safe mode: no code in it is run.
+
+    Args:
+        model_id: as `list_models` gives it.
+        source: as in `list_models`.
 
     Returns:
         The model, not compiled: `encode`, `decode` and `predict` work at once; `compile` it to train on.
 
     Raises:
-        ValueError: on an unknown id (near ids are offered), or where the file is not the one that was published.
+        ValueError: on an unknown id (near ids are offered), where the file is not the one that was published, or was made by a newer
+            kerasae, or Keras can't read it.
+        OSError: where the file is missing, the source can't be reached, or the cache can't be written.
 
     Example:
 
@@ -76,28 +110,48 @@ def load(model_id):
     images = model.sample(16)
     ```
     """
-    path = _folder(model_id) / "model.keras"
-    expected = describe(model_id)["model"]["sha256"]
-    if not path.exists():
-        raise FileNotFoundError(f"The weights of {model_id!r} are missing: {path}. Install kerasae again.")
-    received = hashlib.sha256(path.read_bytes()).hexdigest()
-    if received != expected:
+    origin = _origin(model_id, source)
+    entry = origin.index().models[model_id]
+    installed = version("kerasae")
+    if _release(entry.kerasae) > _release(installed):
         raise ValueError(
-            f"{path} is not the file that was published: its sha256 is {received}, expected {expected}. Install kerasae again."
+            f"{model_id!r} was made with kerasae {entry.kerasae}, and this is {installed}: `pip install --upgrade kerasae`."
         )
+    path = origin.path(model_id, "model.keras")
     import keras
+    from keras.src.saving.serialization_lib import SafeModeScope
 
     import kerasae.models  # noqa: F401  registers the classes
 
-    return keras.saving.load_model(path)
+    try:
+        # The scope, because `safe_mode=True` yields to `enable_unsafe_deserialization`, which the process may have called for files of its
+        # own. Errors, because Keras only warns where it keeps fresh weights for want of saved ones.
+        with SafeModeScope(True), warnings.catch_warnings():
+            warnings.filterwarnings("error", category=UserWarning, module=r"keras\.")
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        # Keras raises anything from KeyError to its own, so that only the message tells them apart.
+        raise ValueError(
+            f"{model_id!r} is the file that was published, but Keras {keras.__version__} can't load it (it was saved by Keras "
+            f"{entry.keras}): {error}"
+        ) from error
 
 
-def _folder(model_id):
-    return _MODELS / _known(model_id, list_models())
+def _origin(model_id, source):
+    origin = sources.source(source)
+    _known(model_id, list(origin.index().models), origin)
+    return origin
 
 
-def _known(model_id, ids):
+def _known(model_id, ids, origin):
     if model_id not in ids:
-        near = difflib.get_close_matches(str(model_id), ids, n=3, cutoff=0.4) or ids
-        raise ValueError(f"There is no model {model_id!r}. Did you mean one of {near}? `kerasae zoo list` shows all.")
+        near = difflib.get_close_matches(str(model_id), ids, n=3, cutoff=0.4) or sorted(ids)
+        raise ValueError(
+            f"There is no model {model_id!r} in {origin}. Did you mean one of {near}? `kerasae zoo list` shows all."
+        )
     return model_id
+
+
+def _release(text):
+    """(major, minor) of a version."""
+    return tuple(map(int, re.match(r"(\d+)\.(\d+)", text).groups()))

@@ -209,6 +209,12 @@ class RestrictedBoltzmannMachine(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                "A restricted Boltzmann machine is fitted on one device: build and fit it outside the scope of a tf.distribute strategy. "
+                f"Received a strategy with {replicas} replicas."
+            )
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         arguments["x"] = self._check(arguments.get("x"), "x")
         validation_data = arguments.get("validation_data")
