@@ -5,6 +5,7 @@ One reduction everywhere: the sum over an example's features. A model then takes
 
 import math
 
+import tensorflow as tf
 from keras import ops
 
 _SMALLEST_RATE = 1e-6
@@ -20,6 +21,16 @@ def _float32(*tensors):
     return [
         t if t.dtype in ("float32", "float64") else ops.cast(t, "float32") for t in map(ops.convert_to_tensor, tensors)
     ]
+
+
+def _batch_mean(values):
+    # (batch, units) -> (units,). Under a `tf.distribute` strategy the batch is that of all replicas together.
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return ops.mean(values, axis=0)
+    parts = [ops.sum(values, axis=0), ops.cast(ops.shape(values)[0], values.dtype)]
+    total, count = replica.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+    return total / count
 
 
 def squared_error(x, reconstruction):
@@ -111,7 +122,7 @@ def sparsity_penalty(activations, target, penalty, average):
     (activations,) = _float32(activations)
     if penalty == "l1":
         return _sum_features(ops.abs(activations))
-    rate = ops.mean(activations, axis=1 if average == "example" else 0)
+    rate = ops.mean(activations, axis=1) if average == "example" else _batch_mean(activations)
     if penalty == "absolute":
         difference = ops.abs(target - rate)
     elif penalty == "squared":

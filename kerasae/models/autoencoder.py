@@ -11,6 +11,7 @@ from keras import ops
 
 from kerasae import checks, losses
 from kerasae.layers import TiedDense
+from kerasae.models import distribution
 from kerasae.networks import check_pair
 
 RECONSTRUCTION_LOSSES = ("squared_error", "binary_crossentropy")
@@ -120,7 +121,7 @@ class Autoencoder(keras.Model):
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
-        codes = self.encoder.predict(self._check_inputs(x), batch_size=_batch_size(x, batch_size), verbose=verbose)
+        codes = _predict(self.encoder, self._check_inputs(x), batch_size, verbose)
         return self.code_of(codes)
 
     def code_of(self, encoder_output):
@@ -131,7 +132,7 @@ class Autoencoder(keras.Model):
         """Reconstructions from codes: NumPy, `(n, *input_shape)`. Takes what `keras.Model.predict` takes."""
         if _is_array(z):
             z = checks.array(z, self.decoder.inputs[0].shape[1:], name="z")
-        return self.reconstruction_of(self.decoder.predict(z, batch_size=_batch_size(z, batch_size), verbose=verbose))
+        return self.reconstruction_of(_predict(self.decoder, z, batch_size, verbose))
 
     def reconstruction_of(self, decoder_output):
         """The reconstruction among the decoder's outputs."""
@@ -166,19 +167,30 @@ class Autoencoder(keras.Model):
             loss, batch = self._loss(data, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
+        if distribution.num_replicas() > 1:
+            gradients = distribution.sum_before_clipping(self.optimizer, gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return self.compute_metrics(**batch)
+        return distribution.as_logs(self.compute_metrics(**batch))
 
     def test_step(self, data):
         _, batch = self._loss(data, training=False)
-        return self.compute_metrics(**batch)
+        return distribution.as_logs(self.compute_metrics(**batch))
+
+    def predict_step(self, data):
+        if distribution.num_replicas() == 1:
+            return super().predict_step(data)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return distribution.call_without_empty_batches(self, x, lambda x: self(x, training=False))
 
     def _loss(self, data, training):
         """The scalar loss of a batch, its terms tracked; and what `compute_metrics` takes."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = x if y is None else y
         batch_size = tf.shape(tf.nest.flatten(x)[0])[0]
-        outputs = self.forward(x, training=training)
+        if distribution.num_replicas() == 1:
+            outputs = self.forward(x, training=training)
+        else:
+            outputs = distribution.call_without_empty_batches(self, x, lambda x: self.forward(x, training=training))
         reconstruction = outputs["reconstruction"]
         terms = self.terms(y, outputs)
         if sample_weight is not None:
@@ -189,21 +201,38 @@ class Autoencoder(keras.Model):
         if self.loss is not None:
             # The user's Keras loss, with Keras's own reduction and sample weights: the same number for every example of the batch.
             user_loss = self._compile_loss(y, reconstruction, sample_weight)
+            if distribution.num_replicas() > 1:
+                distribution.check_keras_loss(self.loss, y, reconstruction)
+                user_loss *= distribution.num_replicas()  # Keras has divided by it
             terms["reconstruction_loss"] = tf.fill((batch_size,), tf.cast(user_loss, tf.float32))
         weights = self.term_weights
-        loss = ops.mean(sum(weights.get(name, 1.0) * term for name, term in terms.items()))
-        loss += sum((ops.cast(ops.sum(extra), loss.dtype) for extra in self.losses), 0.0)
+        total = sum(weights.get(name, 1.0) * term for name, term in terms.items())
+        if distribution.num_replicas() == 1:
+            loss = ops.mean(total)
+            loss += sum((ops.cast(ops.sum(extra), loss.dtype) for extra in self.losses), 0.0)
+            mean_loss = loss
+        else:
+            extras = sum((ops.cast(ops.sum(extra), total.dtype) for extra in distribution.regularisation(self)), 0.0)
+            loss, mean_loss = distribution.share_of_mean(total)
+            loss, mean_loss = loss + extras / distribution.num_replicas(), mean_loss + extras
         for tracker in self._term_trackers:
             tracker.update_state(terms[tracker.name])
         if self._active_units is not None:
-            self._active_units.update_state(ops.reshape(outputs.get("z_mean", outputs["z"]), (batch_size, -1)))
-        self._loss_tracker.update_state(loss, sample_weight=batch_size)
+            self._active_units.update_state(ops.reshape(outputs.get("z_mean", outputs["z"]), (-1, self.code_size)))
+        self._loss_tracker.update_state(mean_loss, sample_weight=batch_size)
         return loss, {"x": x, "y": y, "y_pred": reconstruction, "sample_weight": sample_weight}
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Under a strategy Keras builds what `compile` was given from the mean of the replicas' first batches, whose sizes may differ.
+        if self._distribute_strategy is not None:
+            with self._distribute_strategy.scope():
+                self._symbolic_build(data_batch=(self.encoder.inputs[0], self.decoder.outputs[0]))
 
     # -- The door: data is checked before training starts ------------------------------------------------------------------------------
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        distribution.check(self)
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         self._check_data(arguments)
         if arguments.get("validation_data") is not None and not _is_batched(arguments["validation_data"]):
@@ -358,15 +387,21 @@ class ActiveUnits(keras.metrics.Metric):
 
 def _is_batched(x):
     """Whether `x` yields batches by itself, rather than being an array of examples."""
-    return isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or inspect.isgenerator(x)
+    return isinstance(
+        x, (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
+    ) or inspect.isgenerator(x)
 
 
 def _is_array(x):
     return not _is_batched(x) and not isinstance(x, (dict, list, tuple))
 
 
-def _batch_size(x, batch_size):
-    return None if _is_batched(x) else batch_size
+def _predict(network, x, batch_size, verbose):
+    if _is_batched(x):
+        return network.predict(x, verbose=verbose)
+    if network.distribute_strategy.num_replicas_in_sync > 1 and _is_array(x):
+        return distribution.predict(network, x, batch_size, verbose)
+    return network.predict(x, batch_size=batch_size, verbose=verbose)
 
 
 def _logits_decoder(decoder):

@@ -1,5 +1,7 @@
 """The sparse families: k-sparse, and sparse by penalty."""
 
+import math
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -212,11 +214,13 @@ class SparseAutoencoder(Autoencoder):
         return {"z": z, "activations": activations, **self.reconstruct(z, training)}
 
     def terms(self, x, outputs):
-        batch_size = tf.shape(outputs["reconstruction"])[0]
         sparsity = 0.0
         for name, weight in self.layer_weights.items():
             activation = ops.cast(outputs["activations"][name], "float32")
-            activation = ops.reshape(activation, (batch_size, -1))
+            # (batch, ...) -> (batch, units); the number of units is spelt out, since a replica may have no examples to infer it from
+            shape = activation.shape[1:]
+            units = tf.reduce_prod(tf.shape(activation)[1:]) if None in shape else math.prod(shape)
+            activation = ops.reshape(activation, (-1, units))
             if self._assert_range[name] is None:
                 activation = _assert_unit_interval(activation, name)
             sparsity += weight * losses.sparsity_penalty(
