@@ -183,10 +183,7 @@ def _check(model, part):
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"The {part.name} as ONNX fails onnx's checker: {str(error).strip()}. It can be exported with "
-            'formats=("saved_model",).'
-        ) from error
+        raise ExportError(f"The {part.name} as ONNX fails onnx's checker: {str(error).strip()}.") from error
 
 
 def _nodes(graph):

@@ -5,16 +5,20 @@ here.
 
 The folder holds `task.json` and `inputs.npz`; `outputs.npz` and `result.json` are written beside them. Importing
 TensorFlow imports Keras where that is installed, so both are made unimportable first, and TensorFlow too while ONNX
-files run.
+and LiteRT files run.
 """
 
 import json
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 ABSENT = ("keras", "tf_keras", "kerasae")
+# Of a latency: at most so many runs, and so many seconds.
+_RUNS, _SECONDS = 50, 0.3
 
 
 def onnx_runner(path, part):
@@ -28,6 +32,13 @@ def onnx_runner(path, part):
     return lambda feed: dict(zip(part["outputs"], session.run(None, feed), strict=True))
 
 
+def litert_runner(path, part):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_path=path).get_signature_runner(part["signature"])
+    return lambda feed: runner(**feed)
+
+
 def saved_model_runner(loaded, part):
     import tensorflow as tf
 
@@ -37,10 +48,34 @@ def saved_model_runner(loaded, part):
     }
 
 
+def measure(file, examples, batch_sizes):
+    """What an ONNX file answers for examples, and the median milliseconds of a run on one thread, by batch size."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    step = batch_sizes[-1]
+    answers = [session.run(None, {port.name: examples[i : i + step]}) for i in range(0, len(examples), step)]
+    names = [output.name for output in session.get_outputs()]
+    outputs = {name: np.concatenate(batches) for name, batches in zip(names, zip(*answers, strict=True), strict=True)}
+    latency = {}
+    for size in batch_sizes:
+        feed, times = {port.name: examples[:size]}, []
+        started = time.perf_counter()
+        while len(times) < _RUNS and time.perf_counter() - started < _SECONDS:
+            before = time.perf_counter()
+            session.run(None, feed)
+            times.append(1000 * (time.perf_counter() - before))
+        latency[size] = statistics.median(times)
+    return outputs, latency
+
+
 def main(folder):
     task = json.loads((folder / "task.json").read_text())
     inputs = np.load(folder / "inputs.npz")
-    outputs, errors = {}, []
+    outputs, errors, latencies = {}, [], []
 
     def run(kind, part, make_runner):
         try:
@@ -54,21 +89,31 @@ def main(folder):
 
     for name in (*ABSENT, "tensorflow"):
         sys.modules[name] = None
-    if task["onnx"] is not None:
-        for part in (part for part in task["parts"] if "onnx" in part["formats"]):
-            path = str(Path(task["onnx"]) / f"{part['name']}.onnx")
-            run("onnx", part, lambda path=path, part=part: onnx_runner(path, part))
+    for kind, ending, make_runner in (("onnx", "onnx", onnx_runner), ("litert", "tflite", litert_runner)):
+        for part in (part for part in task["parts"] if kind in part["formats"]):
+            path = str(Path(task["bundle"]) / f"{part['name']}.{ending}")
+            run(kind, part, lambda path=path, part=part, make_runner=make_runner: make_runner(path, part))
+    for number, file in enumerate(task["measured_files"]):
+        path = str(Path(task["bundle"]) / file["file"])
+        try:
+            answers, latency = measure(path, inputs[file["part"]], task["batch_sizes"])
+        except Exception as error:
+            errors.append({"format": file["file"], "part": file["part"], "error": f"{type(error).__name__}: {error}"})
+            continue
+        outputs.update({f"{number}.{name}": output for name, output in answers.items()})
+        latencies.append(latency)
     del sys.modules["tensorflow"]
-    if task["saved_model"] is not None:
+    parts = [part for part in task["parts"] if "saved_model" in part["formats"]]
+    if parts:
         import tensorflow as tf
 
-        loaded = tf.saved_model.load(task["saved_model"])
-        for part in task["parts"]:
+        loaded = tf.saved_model.load(str(Path(task["bundle"]) / "saved_model"))
+        for part in parts:
             run("saved_model", part, lambda part=part: saved_model_runner(loaded, part))
 
     present = [name for name in ABSENT if sys.modules.get(name) is not None]
     np.savez(folder / "outputs.npz", **outputs)
-    (folder / "result.json").write_text(json.dumps({"errors": errors, "present": present}))
+    (folder / "result.json").write_text(json.dumps({"errors": errors, "present": present, "latencies": latencies}))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
 """ONNX files in lower precision, and what that costs and gains."""
 
 import contextlib
+import importlib.util
 import logging
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from kerasae.export import onnx_files
+from kerasae.export import onnx_files, parity
 from kerasae.export.parts import ExportError
 
 VARIANTS = ("float16", "int8_dynamic", "int8_static")
 # The score sums hundreds of squares, which half precision can't, and `sample` is the decoder.
 PARTS = ("encoder", "decoder", "autoencoder")
 MAX_EXAMPLES = 256
+
+
+def check_tools(variants):
+    """Raises unless what makes the variants is installed."""
+    if "float16" in variants and importlib.util.find_spec("onnxconverter_common") is None:
+        raise ValueError("The variant 'float16' needs the package onnxconverter-common: pip install 'kerasae[float16]'")
 
 
 def convert(model, variant, part, metadata, examples):
@@ -33,21 +40,50 @@ def convert(model, variant, part, metadata, examples):
     """
     import onnx
 
+    if variant == "float16" and any(node.op_type == "TopK" for node in model.graph.node):
+        # Measured: the k-th largest is then compared with its own rounded value, and lost.
+        raise ExportError(
+            f"The {part.name} keeps its largest codes, and rounding to float16 changes which: leave 'float16' out of "
+            "`variants`."
+        )
     source = onnx.ModelProto()
     source.CopyFrom(model)
     try:
         if variant == "float16":
-            from onnxconverter_common import float16
-
-            converted = float16.convert_float_to_float16(source, keep_io_types=True)
+            converted = _in_float16(source)
         else:
             converted = _quantized(source, variant, part, examples)
     except Exception as error:  # the tools fail in many ways
         raise ExportError(
             f"The {part.name} can't be converted to {variant}: {type(error).__name__}: {error}"
         ) from error
-    onnx_files.finish(converted, part, {**metadata, "precision": variant})
+    try:
+        onnx_files.finish(converted, part, {**metadata, "precision": variant})
+    except ExportError as error:
+        raise ExportError(f"{error} This is its variant {variant!r}: leave that out of `variants`.") from error
     return converted
+
+
+def _in_float16(model):
+    import onnx
+    from onnxconverter_common import float16
+
+    def casts_to(dtype):
+        return [
+            (node.name, attribute)
+            for node in model.graph.node
+            if node.op_type == "Cast"
+            for attribute in node.attribute
+            if attribute.name == "to" and attribute.i == dtype
+        ]
+
+    own = {name for name, _ in casts_to(onnx.TensorProto.FLOAT)}
+    model = float16.convert_float_to_float16(model, keep_io_types=True)
+    # The tool takes the outputs of the model's own casts for float16, and leaves the casts as they are.
+    for name, attribute in casts_to(onnx.TensorProto.FLOAT):
+        if name in own:
+            attribute.i = onnx.TensorProto.FLOAT16
+    return model
 
 
 def _quantized(model, variant, part, examples):
@@ -60,11 +96,82 @@ def _quantized(model, variant, part, examples):
             # Convolutions quantised so are 10 to 30 times slower: ONNX Runtime has no fast kernel for ConvInteger.
             quantization.quantize_dynamic(model, path, op_types_to_quantize=["MatMul"], per_channel=True)
         else:
-            quantization.quantize_static(model, path, _Reader(part, examples), per_channel=True)
+            quantization.quantize_static(model, path, _reader(part, examples), per_channel=True)
         return onnx.load(path)
 
 
-def _Reader(part, examples):  # noqa: N802
+def measure(parts, variants, examples, prepare, bundle, workspace):
+    """Runs the files of all variants, and those in float32, in a process without Keras.
+
+    Args:
+        parts: list of `Part`.
+        variants: which there are.
+        examples: `(n, ...)`, as the encoder takes them.
+        prepare: from examples to what is reconstructed, as NumPy.
+        bundle: folder with the files.
+        workspace: new folder for what goes to and from the process.
+
+    Returns:
+        `(files, reconstruction_error)`: a list of one dict a file, and `{"float32" or variant: mean squared error}`,
+        summed over an example's features.
+
+    Raises:
+        ExportError: if a file does not run, or gives NaN or infinity; names it.
+    """
+    parts = [part for part in parts if part.name in PARTS]
+    size = parts[0].inputs[0].shape[0]
+    sizes = [size] if size else [1, 32]
+    rows = np.concatenate(batches(np.arange(len(examples)), sizes[-1]))
+    # (file's part, its variant); float32 first, which the others are held against
+    keys = [(part, variant) for part in parts for variant in ("float32", *variants)]
+    names = [file_name(part, variant) for part, variant in keys]
+    codes = first_output(parts[0], examples)
+    task = {
+        "bundle": str(bundle),
+        "parts": [],
+        "measured_files": [{"part": key[0].name, "file": name} for key, name in zip(keys, names, strict=True)],
+        "batch_sizes": sizes,
+    }
+    arrays = {"encoder": examples[rows], "decoder": codes[rows], "autoencoder": examples[rows]}
+    result, outputs = parity.run_alone(task, arrays, workspace)
+    answers = {
+        (key[0].name, key[1]): {port.name: outputs[f"{number}.{port.name}"] for port in key[0].outputs}
+        for number, key in enumerate(keys)
+    }
+    latencies = {(key[0].name, key[1]): latency for key, latency in zip(keys, result["latencies"], strict=True)}
+    files, x = [], prepare(examples).astype("float64")
+    for (part, variant), name in zip(keys, names, strict=True):
+        bad = [port for port, answer in answers[part.name, variant].items() if not np.isfinite(answer).all()]
+        if bad:
+            raise ExportError(f"The {part.name} in {variant} gives NaN or infinity in {', '.join(bad)}.")
+        bytes_, latency = (bundle / name).stat().st_size, latencies[part.name, variant]
+        files.append(
+            {
+                "file": name,
+                "part": part.name,
+                "variant": variant,
+                "bytes": bytes_,
+                "bytes_ratio": bytes_ / (bundle / file_name(part, "float32")).stat().st_size,
+                "relative_difference": {
+                    port: parity.relative_difference(answer, answers[part.name, "float32"][port])[2]
+                    for port, answer in answers[part.name, variant].items()
+                },
+                "latency_ms": latency,
+                "latency_ratio": {size: ms / latencies[part.name, "float32"][size] for size, ms in latency.items()},
+            }
+        )
+    errors = {}
+    for variant in ("float32", *variants):
+        reconstruction = answers["autoencoder", variant]["reconstruction"][: len(x)]
+        errors[variant] = float(np.square(x - reconstruction).reshape(len(x), -1).sum(axis=1).mean())
+    return files, errors
+
+
+def file_name(part, variant):
+    return f"{part.name}.onnx" if variant == "float32" else f"{part.name}.{variant}.onnx"
+
+
+def _reader(part, examples):
     """Batches for onnxruntime's calibration."""
     from onnxruntime.quantization import CalibrationDataReader
 
@@ -78,8 +185,15 @@ def _Reader(part, examples):  # noqa: N802
     return Reader()
 
 
+def first_output(part, examples):
+    """What a part's first output is in Keras, such as the codes of examples."""
+    size = part.inputs[0].shape[0] or 32
+    outputs = [np.asarray(part.reference(batch)[0]) for batch in batches(examples, size)]
+    return np.concatenate(outputs)[: len(examples)]
+
+
 def batches(examples, size):
-    """Whole batches, the last one filled up from the start."""
+    """A list of whole batches, the last one filled up from the start."""
     rows = np.arange(-(-len(examples) // size) * size) % len(examples)
     return [examples[rows[start : start + size]] for start in range(0, len(rows), size)]
 

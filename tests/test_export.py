@@ -1,6 +1,7 @@
 """The bundle: its files are read here by their own runtimes, and held against Keras and NumPy."""
 
 import hashlib
+import importlib.util
 import json
 import logging
 import re
@@ -17,7 +18,7 @@ from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasae import builders
-from kerasae.export import ExportError, export, onnx_files, parity
+from kerasae.export import ExportError, export, litert_files, onnx_files, parity
 from kerasae.models import Autoencoder, VariationalAutoencoder
 
 SHAPE = (9, 7, 2)
@@ -212,7 +213,12 @@ def test_manifest_describes_the_bundle(bundle):
         ("z_log_var", ["batch", 3], None),
     ]
     assert manifest["parity"]["examples"] == "generated"
-    assert manifest["parity"]["tolerance"] == 1e-5
+    assert manifest["parity"]["tolerance"] == {"saved_model": 1e-5, "onnx": 1e-5}
+    assert manifest["score"]["unit"] == "nats"
+    assert manifest["score"]["definition"].startswith("negative evidence lower bound at z = z_mean")
+    assert [part["name"] for part in manifest["parts"]] == [*PARTS, "sample", "sample_from_seed"]
+    assert [part["onnx"] for part in manifest["parts"]][-2:] == [{"file": "sample.onnx"}, None]
+    assert manifest["preprocessing"] == "none: as in training"
     assert manifest["precision"] == {"model": ["float32"], "exported": "float32", "relative_difference": None}
 
 
@@ -232,19 +238,26 @@ def test_onnx_files_are_documented_and_standard(bundle):
         assert all(port.doc_string for port in (*model.graph.input, *model.graph.output))
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("formats", [["onnx", "saved_model"], ["litert"]], ids=" ".join)
 @pytest.mark.parametrize("family", ["undercomplete", "variational-bernoulli"])
-def test_readme_snippets_run(family, tmp_path, monkeypatch, capsys):
-    export(build(family), tmp_path / "bundle")
+def test_readme_snippets_run(family, formats, tmp_path, monkeypatch, capsys, in_this_process):
+    if "litert" in formats:
+        pytest.importorskip("ai_edge_litert", reason="needs the extra kerasae[litert]")
+    export(build(family), tmp_path / "bundle", formats)
     monkeypatch.chdir(tmp_path / "bundle")
-    snippets = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
-    assert len(snippets) == 2
+    text = Path("README.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == len(formats)
     for snippet in snippets:
         exec(snippet, {})
         assert capsys.readouterr().out == "(1, 9, 7, 2)\n"
+    if "sample_from_seed" in text and "saved_model" in formats:
+        (expression,) = re.findall(r"`(model.*?sample_from_seed.*?)`", text)
+        samples = eval(expression, {"tf": tf, "model": tf.saved_model.load("saved_model")})
+        assert samples["reconstruction"].shape == (16, *SHAPE)
 
 
-def test_variational_files_draw_no_random_numbers(bundle):
+def test_random_numbers_come_from_inputs_only(vae, bundle):
     saved = saved_model_pb2.SavedModel.FromString((bundle[0] / "saved_model/saved_model.pb").read_bytes())
     operators = {
         node.op
@@ -253,9 +266,162 @@ def test_variational_files_draw_no_random_numbers(bundle):
         for node in function.node_def
     }
     assert "MatMul" in operators
-    for part in PARTS:
-        operators |= {node.op_type for node in onnx.load(bundle[0] / f"{part}.onnx").graph.node}
-    assert not [operator for operator in operators if re.search("Random|Normal|Uniform|Rng", operator)]
+    random = "Random|Normal|Uniform|Rng"
+    # Stateless: a function of the seed.
+    drawn = {name for name in operators if re.search(random, name)}
+    assert "StatelessRandomNormalV2" in drawn
+    assert all(name.startswith("StatelessRandom") for name in drawn)
+    for path in bundle[0].glob("*.onnx"):
+        assert not [node.op_type for node in onnx.load(path).graph.node if re.search(random, node.op_type)]
+    draw = tf.saved_model.load(str(bundle[0] / "saved_model")).signatures["sample_from_seed"]
+    samples = [
+        draw(num_samples=tf.constant(5), seed=tf.constant(seed))["reconstruction"] for seed in ((1, 2), (1, 2), (1, 3))
+    ]
+    np.testing.assert_array_equal(samples[0], samples[1])
+    assert np.abs(samples[0] - samples[2]).max() > 1e-2
+    noise = tf.random.stateless_normal((5, 3), (1, 2), alg="philox")
+    np.testing.assert_allclose(samples[0], vae.decode(noise.numpy()), atol=1e-6)
+
+
+def test_images_of_whole_numbers_are_scaled_inside(vae, tmp_path):
+    images = np.random.default_rng(7).integers(0, 256, (4, *SHAPE), dtype="uint8")
+    x = images.astype("float32") / 255
+    manifest = export(vae, tmp_path / "bundle", image_input="uint8", x=images)
+    encoder, score = (session(tmp_path / f"bundle/{part}.onnx") for part in ("encoder", "score"))
+    assert encoder.get_inputs()[0].type == "tensor(uint8)"
+    np.testing.assert_allclose(encoder.run(["z_mean"], {"x": images})[0], vae.encode(x), atol=1e-5)
+    np.testing.assert_allclose(score.run(None, {"x": images})[0], numpy_score(vae, x), rtol=1e-5)
+    signatures = tf.saved_model.load(str(tmp_path / "bundle/saved_model")).signatures
+    np.testing.assert_allclose(
+        signatures["reconstruct"](x=tf.constant(images))["reconstruction"], vae.predict(x, verbose=0), atol=1e-5
+    )
+    assert manifest["parts"][0]["inputs"][0]["value_range"] == [0, 255]
+    assert manifest["preprocessing"] == "none: the parts divide by 255 themselves"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_fixed_batch(vae, tmp_path):
+    manifest = export(vae, tmp_path / "bundle", batch_size=4)
+    assert manifest["parity"]["batch_sizes"] == [4]
+    opened = session(tmp_path / "bundle/autoencoder.onnx")
+    assert opened.get_inputs()[0].shape == opened.get_outputs()[0].shape == [4, *SHAPE]
+    x = np.random.default_rng(8).random((4, *SHAPE), dtype="float32")
+    np.testing.assert_allclose(opened.run(None, {"x": x})[0], vae.predict(x, verbose=0), atol=1e-5)
+    signatures = tf.saved_model.load(str(tmp_path / "bundle/saved_model")).signatures
+    assert signatures["score"].structured_input_signature[1]["x"].shape == (4, *SHAPE)
+    np.testing.assert_allclose(signatures["score"](x=tf.constant(x))["score"], numpy_score(vae, x), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_model_whose_own_batch_is_fixed(tmp_path):
+    encoder = keras.Sequential([keras.Input(batch_shape=(4, 6)), layers.Dense(2)])
+    decoder = keras.Sequential([keras.Input(batch_shape=(4, 2)), layers.Dense(6)])
+    model = perturb(Autoencoder(encoder, decoder))
+    with pytest.raises(ValueError, match="fixed batch of 4.*Received: 2"):
+        export(model, tmp_path / "bundle", batch_size=2)
+    export(model, tmp_path / "bundle")
+    x = np.random.default_rng(11).standard_normal((4, 6)).astype("float32")
+    np.testing.assert_allclose(run_onnx(tmp_path / "bundle/autoencoder.onnx", x)[0], model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["dense", "conv"])
+def test_lower_precision(network, tmp_path, digits):
+    names = ["int8_dynamic", "int8_static"]
+    if importlib.util.find_spec("onnxconverter_common"):
+        names.insert(0, "float16")
+    model = builders.undercomplete((8, 8, 1), 4, {"dense": (128, 64), "conv": (16, 32)}[network], network)
+    model.compile("adam")
+    model.fit(digits[0], epochs=3, verbose=0)
+    manifest = export(model, tmp_path / "bundle", ["onnx"], variants=names, calibration=digits[0], x=digits[1])
+    variants = manifest["variants"]
+    files = {(row["part"], row["variant"]): row for row in variants["files"]}
+    assert set(files) == {(part, name) for part in list(PARTS)[:3] for name in ("float32", *names)}
+    assert variants["examples"] == 256
+    assert variants["given"]
+    x = digits[1][np.linspace(0, len(digits[1]) - 1, 256).astype(int)]
+    for name in ("float32", *names):
+        row = files["autoencoder", name]
+        (reconstruction,) = run_onnx(tmp_path / "bundle" / row["file"], x)
+        error = ((x.astype("float64") - reconstruction) ** 2).sum((1, 2, 3)).mean()
+        # Static ranges round at places that depend on the kernel.
+        assert variants["reconstruction_error"][name] == pytest.approx(error, rel=2e-3)
+        assert row["bytes"] == (tmp_path / "bundle" / row["file"]).stat().st_size
+        assert set(row["latency_ms"]) == set(row["latency_ratio"]) == {"1", "32"}
+        assert all(milliseconds > 0 for milliseconds in row["latency_ms"].values())
+        onnx.checker.check_model(str(tmp_path / "bundle" / row["file"]), full_check=True)
+    float32 = variants["reconstruction_error"]["float32"]
+    assert files["encoder", "float32"]["relative_difference"] == {"z": 0}
+    for name, limit in {"float16": 1e-3, "int8_dynamic": 0.02, "int8_static": 0.2}.items():
+        if name in names:
+            assert variants["reconstruction_error"][name] == pytest.approx(float32, rel=limit)
+            assert 0 < files["encoder", name]["relative_difference"]["z"] < 10 * limit
+            # Dynamic quantisation leaves convolutions as they are.
+            assert files["autoencoder", name]["bytes_ratio"] < (
+                1 if (network, name) == ("conv", "int8_dynamic") else 0.8
+            )
+        assert f"| autoencoder.{name}.onnx | " in (tmp_path / "bundle/README.md").read_text() or name not in names
+    operators = {node.op_type for node in onnx.load(tmp_path / "bundle/encoder.int8_dynamic.onnx").graph.node}
+    assert "MatMulInteger" in operators
+    assert "ConvInteger" not in operators
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_k_sparse_codes_do_not_survive_float16(tmp_path):
+    pytest.importorskip("onnxconverter_common", reason="needs the extra kerasae[float16]")
+    with pytest.raises(ExportError, match="keeps its largest codes.*leave 'float16' out"):
+        export(FAMILIES["k-sparse-dense"](), tmp_path / "bundle", "onnx", variants="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_float16_from_images_of_whole_numbers(tmp_path):
+    """The cast inside the graph is the model's own, which the tool overlooks."""
+    pytest.importorskip("onnxconverter_common", reason="needs the extra kerasae[float16]")
+    model = build()
+    images = np.random.default_rng(12).integers(0, 256, (9, *SHAPE), dtype="uint8")
+    export(model, tmp_path / "bundle", "onnx", variants="float16", image_input="uint8", x=images)
+    (z,) = run_onnx(tmp_path / "bundle/encoder.float16.onnx", images)
+    reference = model.encode(images.astype("float32") / 255)
+    np.testing.assert_allclose(z, reference, rtol=0, atol=5e-3 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("family", ["undercomplete", "variational-gaussian"])
+def test_litert(family, tmp_path):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra kerasae[litert]")
+    model = build(family, "conv")
+    manifest = export(model, tmp_path / "bundle", ["litert"])
+    assert manifest["parity"]["tolerance"] == {"litert": 1e-4}
+    assert manifest["parity"]["max_relative_difference"] < 1e-4
+    x = np.random.default_rng(9).random((3, *SHAPE), dtype="float32")
+    for part, output, reference in (
+        ("score", "score", numpy_score(model, x)),
+        ("autoencoder", "reconstruction", model.predict(x, verbose=0)),
+    ):
+        opened = interpreter.Interpreter(model_path=str(tmp_path / f"bundle/{part}.tflite"))
+        answer = opened.get_signature_runner(PARTS[part])(x=x)[output]
+        np.testing.assert_allclose(answer, reference, atol=1e-4 * np.abs(reference).max())
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_litert_names_what_phones_lack(tmp_path, monkeypatch):
+    monkeypatch.setattr(litert_files, "check_runtime", lambda: None)
+    with pytest.raises(ExportError, match="encoder can't be converted to LiteRT: .*Erfinv"):
+        export(vectors([layers.Lambda(lambda t: keras.ops.erfinv(keras.ops.tanh(t)))]), tmp_path / "bundle", "litert")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "message"),
+    [
+        ("ai_edge_litert", {"formats": "litert"}, r"pip install 'kerasae\[litert\]'"),
+        ("onnxconverter_common", {"variants": "float16"}, r"pip install 'kerasae\[float16\]'"),
+    ],
+)
+def test_a_missing_package_is_named(package, arguments, message, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == package else find_spec(name))
+    with pytest.raises(ValueError, match=message):
+        export(build(), tmp_path / "bundle", **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -324,7 +490,10 @@ def test_integer_images(tmp_path):
         [keras.Input((4, 4), dtype="uint8"), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(3)]
     )
     decoder = keras.Sequential([keras.Input((3,)), layers.Dense(16), layers.Reshape((4, 4))])
-    manifest = export(Autoencoder(encoder, decoder), tmp_path / "bundle", "onnx")
+    model = Autoencoder(encoder, decoder)
+    with pytest.raises(ValueError, match="This one takes uint8: leave it out"):
+        export(model, tmp_path / "bundle", "onnx", image_input="uint8")
+    manifest = export(model, tmp_path / "bundle", "onnx")
     assert session(tmp_path / "bundle/encoder.onnx").get_inputs()[0].type == "tensor(uint8)"
     assert manifest["parts"][0]["inputs"][0]["value_range"] == [0, 255]
 
@@ -490,6 +659,37 @@ def test_full_disk_halfway(earlier, monkeypatch):
     assert_untouched(earlier)
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_full_disk_at_the_last_file(earlier, monkeypatch):
+    write_text = Path.write_text
+
+    def full(path, *args, **kwargs):
+        if path.name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        return write_text(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(ExportError, match="as it was: .*No space left on device"):
+            export(build(), earlier, ["onnx"], replace=True)
+    assert_untouched(earlier)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_an_encoder_of_ones_own_with_two_outputs(tmp_path):
+    x = keras.Input((6,))
+    h = layers.Dropout(0.5)(layers.BatchNormalization()(layers.Dense(12, "gelu")(x)))
+    encoder = keras.Model(x, [layers.Dense(2)(h), layers.Dense(2)(h)])
+    decoder = keras.Sequential([keras.Input((2,)), layers.Dense(6)])
+    model = perturb(VariationalAutoencoder(encoder, decoder, likelihood="gaussian", variance="learned"))
+    export(model, tmp_path / "bundle")
+    x = np.random.default_rng(10).standard_normal((5, 6)).astype("float32")
+    codes = run_onnx(tmp_path / "bundle/encoder.onnx", x)
+    for answer, reference in zip(codes, model.encoder.predict(x, verbose=0), strict=True):
+        np.testing.assert_allclose(answer, reference, atol=1e-5)
+    np.testing.assert_allclose(run_onnx(tmp_path / "bundle/score.onnx", x)[0], numpy_score(model, x), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -502,6 +702,15 @@ def test_full_disk_halfway(earlier, monkeypatch):
         ({"opset": 18.0}, "from 13 to 25. Received: 18.0"),
         ({"tolerance": -1}, "`tolerance` must be"),
         ({"x": np.zeros((2, 9, 7))}, r"`x` must have shape \(batch, 9, 7, 2\)"),
+        ({"image_input": "uint16"}, "`image_input` must be one of .*'uint8'"),
+        ({"image_input": "uint8", "x": np.full((2, *SHAPE), 0.5)}, "whole numbers of type uint8.*from 0.5 to 0.5"),
+        ({"image_input": "uint8", "x": np.full((2, *SHAPE), 300)}, "whole numbers of type uint8.*to 300"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
+        ({"variants": "int4"}, "`variants` must be one of"),
+        ({"variants": "int8_static"}, "go together"),
+        ({"calibration": np.zeros((2, *SHAPE))}, "go together"),
+        ({"variants": "int8_static", "calibration": np.zeros((2, 3))}, "`calibration` must have shape"),
+        ({"variants": "int8_dynamic", "formats": ["saved_model"]}, "`variants` are ONNX files"),
         ({}, "is not empty.*replace=True"),
     ],
 )

@@ -1,0 +1,361 @@
+"""The bundle: a model's parts in every format, checked, with a manifest and a README."""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import numbers
+import platform
+from dataclasses import asdict
+
+import numpy as np
+import tensorflow as tf
+
+import kerasae
+from kerasae import checks
+from kerasae.export import litert_files, onnx_files, parity
+from kerasae.export import variants as variant_files
+from kerasae.export.folders import written_whole
+from kerasae.export.onnx_files import DEFAULT_OPSET
+from kerasae.export.parts import ExportError, in_float32, parts_of, score_of
+from kerasae.export.readme import readme
+from kerasae.models import Autoencoder
+
+FORMATS = ("saved_model", "onnx", "litert")
+DEFAULT_FORMATS = ("saved_model", "onnx")
+IMAGE_INPUTS = ("uint8",)
+_FORMAT_VERSION = 1
+_PACKAGES = ("keras", "tensorflow", "numpy", "onnx", "tf2onnx", "onnxruntime", "onnxconverter-common", "ai-edge-litert")
+
+_logger = logging.getLogger(__name__)
+
+
+def export(
+    model,
+    folder,
+    formats=DEFAULT_FORMATS,
+    *,
+    opset=DEFAULT_OPSET,
+    image_input=None,
+    batch_size=None,
+    variants=(),
+    calibration=None,
+    x=None,
+    tolerance=1e-5,
+    replace=False,
+):
+    """Writes a bundle: the model's parts as a SavedModel and ONNX files, a manifest, and a README for who receives it.
+
+    `saved_model/` has the signatures `encode`, `decode`, `reconstruct` (the default) and `score`; `encoder.onnx`,
+    `decoder.onnx`, `autoencoder.onnx` and `score.onnx` are the same. `score` is each example's reconstruction loss,
+    summed over features; of a variational model the negative evidence lower bound at `z = z_mean`, in nats. Ports have
+    names: `x`, `z` (out of a variational encoder `z_mean` and `z_log_var`), `reconstruction`, `score`. All parts are
+    deterministic: a variational reconstruction goes through `z_mean`, and `sample` and `sample.onnx`, which only the
+    variational family has, take their noise as input (the signature `sample_from_seed` a seed). A model in mixed
+    precision is exported in float32.
+
+    Before it is given, every part in every format is run in another process, where Keras and kerasae can't be imported,
+    at batch sizes 1 and 7, and held against Keras on the CPU: `max |difference| / max |reference|` of every output must
+    not exceed `tolerance`.
+
+    Args:
+        model: kerasae model, trained or not.
+        folder: where the bundle goes; a new or empty folder.
+        formats: which of `"saved_model"`, `"onnx"` and `"litert"` (`encoder.tflite` and so on, where TensorFlow's converter
+            works; needs the extra `kerasae[litert]`). Default: the first two.
+        opset: of ONNX, 13 to 25.
+        image_input: `"uint8"` for parts that take images of 0 to 255 and divide them by 255 themselves, for a model of
+            images in [0, 1]. Default: what the model takes.
+        batch_size: the only one that the parts take, for runtimes that need to know. Default: any.
+        variants: encoder, decoder and autoencoder as ONNX in lower precision besides, `encoder.float16.onnx` and so on:
+            `"float16"` (half the size; needs the extra `kerasae[float16]`; not for k-sparse models), `"int8_dynamic"`
+            (the weights of dense layers; convolutions stay in float32), `"int8_static"` (all layers; the least exact).
+            What each does to reconstruction error, size and latency is measured, and is in the manifest; no tolerance
+            applies.
+        calibration: examples, `(n, *input_shape)`, as the parts take them, on which `"int8_static"` measures the
+            ranges of activations, from the training set; up to 256 are used.
+        x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are taken, or `batch_size`.
+            Variants are measured on up to 256 of them. Default: `calibration`'s, else random ones, from 0 to 1 where
+            the model needs that, else standard normal.
+        tolerance: of the check, at least 0, relative to the largest value; 10 times that for LiteRT.
+        replace: whether what `folder` holds is replaced, once the new bundle is ready.
+
+    Returns:
+        The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `preprocessing`, `score` (its
+        `definition`, `unit` and `direction`), `examples` (if `x` is given: quantiles of the scores and codes of up to
+        256), `onnx`, `precision`, `parity` (`tolerance`, `max_relative_difference`, and `measured`, the differences by
+        part, format, batch size and output), `variants`, `versions`, `files`.
+
+    Raises:
+        ValueError: before any work, on a model of another kind, an unknown format or opset, examples that don't fit,
+            a package that is missing, and a folder that can't be written or, without `replace`, is not empty.
+        ExportError: where a part can't be converted, does not run without Keras, or computes something else; it names
+            the part and by how much. What was in `folder` is as it was.
+
+    Example:
+
+    ```python
+    model = kerasae.builders.variational((8, 8, 1), latent_dim=2, hidden_units=(32,))
+    manifest = kerasae.export.export(model, "vae_bundle")
+    manifest["parity"]["max_relative_difference"]
+    ```
+    """
+    if not isinstance(model, Autoencoder):
+        raise ValueError(
+            "`model` must be a kerasae model, such as kerasae.models.Autoencoder(encoder, decoder) or what "
+            f"keras.saving.load_model returns for one. Received: {model!r}"
+        )
+    formats = formats if isinstance(formats, (list, tuple)) else (formats,)
+    formats = tuple(dict.fromkeys(checks.choice(name, "formats", FORMATS) for name in formats))
+    if not formats:
+        raise ValueError(f"`formats` must name at least one of {list(FORMATS)}. Received none.")
+    if "litert" in formats:
+        litert_files.check_runtime()
+    opset = _check_opset(opset)
+    tolerance = checks.real_number(tolerance, "tolerance", minimum=0)
+    image_input = _check_image_input(image_input, model)
+    if batch_size is not None:
+        batch_size = checks.positive_int(batch_size, "batch_size")
+        own = model.encoder.inputs[0].shape[0]
+        if own not in (None, batch_size):
+            raise ValueError(f"The model has a fixed batch of {own}. `batch_size` must be that. Received: {batch_size}")
+    parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
+    encoder = parts_as_asked(model)[0]
+    variants = _check_variants(variants, formats, calibration)
+    if calibration is not None:
+        calibration = _spread(parity.check_array(calibration, encoder.inputs[0], "calibration"))
+        x = calibration if x is None else x
+    examples = many_examples = parity.check_examples(x, encoder)
+    if x is not None:
+        many_examples = _spread(parity.check_array(x, encoder.inputs[0], "x"))
+    try:
+        with written_whole(folder, replace) as (bundle, workspace):
+            original = model
+            model, policies = in_float32(original)
+            parts = parts_as_asked(model)
+            metadata = {"producer": "kerasae", "family": type(model).__name__, "kerasae_version": kerasae.__version__}
+            _write_parts(parts, formats, opset, metadata, variants, calibration, bundle)
+            _logger.info("Running the files in a process without Keras")
+            inputs = parity.batches(parts, examples)
+            expected = parity.references(parts, inputs)
+            outputs = parity.replay(parts, inputs, bundle, formats, workspace / "replay")
+            tolerances = dict.fromkeys(formats, tolerance)
+            if "litert" in formats:
+                tolerances["litert"] = litert_files.TOLERANCE_FACTOR * tolerance
+            measured = parity.compare(expected, outputs, tolerances)
+            definition, unit = score_of(model)
+            manifest = {
+                "format": "kerasae-bundle",
+                "format_version": _FORMAT_VERSION,
+                "family": metadata["family"],
+                "formats": list(formats),
+                "parts": [_describe(part, formats) for part in parts],
+                "preprocessing": "none: the parts divide by 255 themselves" if image_input else "none: as in training",
+                "score": {"definition": definition, "unit": unit, "direction": "higher: less like the training data"},
+                "examples": None if x is None else _statistics(parts, many_examples),
+                "onnx": {"opset": opset, "ir_version": onnx_files.IR_VERSION} if "onnx" in formats else None,
+                "variants": None,
+                "precision": _precision(parts_as_asked(original), policies, inputs, expected),
+                "parity": {
+                    "measure": "max |difference| / max |reference|, the reference being Keras on the CPU",
+                    "process": "fresh; keras and kerasae not importable, nor tensorflow for ONNX and LiteRT",
+                    "examples": "generated" if x is None else "given",
+                    "batch_sizes": list(parity.batch_sizes(parts[0])),
+                    "tolerance": tolerances,
+                    "max_relative_difference": max(row["relative_difference"] for row in measured),
+                    "measured": measured,
+                },
+                "versions": {
+                    "kerasae": kerasae.__version__,
+                    "python": platform.python_version(),
+                    **{name: version for name in _PACKAGES if (version := _version(name))},
+                },
+            }
+            if variants:
+                _logger.info("Measuring the files in lower precision")
+                manifest["variants"] = _measure_variants(
+                    parts, variants, many_examples, x is not None, image_input, bundle, workspace / "variants"
+                )
+            (bundle / "request.json").write_text(json.dumps(_request(parts[0])) + "\n", encoding="utf-8")
+            (bundle / "README.md").write_text(readme(manifest), encoding="utf-8")
+            manifest["files"] = _files(bundle)
+            (bundle / "manifest.json").write_text(
+                json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+    except (OSError, tf.errors.OpError) as error:
+        raise ExportError(f"The bundle could not be written, and {folder} is as it was: {error}") from error
+    return manifest
+
+
+def _check_variants(variants, formats, calibration):
+    variants = variants if isinstance(variants, (list, tuple)) else (variants,)
+    variants = tuple(dict.fromkeys(checks.choice(name, "variants", variant_files.VARIANTS) for name in variants))
+    if variants and "onnx" not in formats:
+        raise ValueError(f'`variants` are ONNX files, and `formats` has no "onnx". Received: {list(formats)}')
+    if ("int8_static" in variants) != (calibration is not None):
+        raise ValueError(
+            "The variant 'int8_static' and `calibration` go together: it measures the ranges of activations on those "
+            f"examples. Received variants: {list(variants)}, and calibration "
+            f"{'None' if calibration is None else 'given'}"
+        )
+    variant_files.check_tools(variants)
+    return variants
+
+
+def _spread(x):
+    """At most so many examples as variants are measured on, from all over."""
+    return x[np.linspace(0, len(x) - 1, min(len(x), variant_files.MAX_EXAMPLES)).astype(int)]
+
+
+def _measure_variants(parts, variants, examples, are_given, image_input, bundle, workspace):
+    def prepare(x):
+        return x / np.float32(255) if image_input else x
+
+    files, errors = variant_files.measure(parts, variants, examples, prepare, bundle, workspace)
+    return {
+        "examples": len(examples),
+        "given": are_given,
+        "reconstruction_error": {
+            "definition": "sum_i (x_i - r_i)^2, mean over the examples, of autoencoder.onnx and its variants",
+            **errors,
+        },
+        "relative_difference": "max |difference| / max |reference|, the reference being the float32 file",
+        "latency": "median of a run in ONNX Runtime on one thread of this machine, by batch size; ratio to float32",
+        "machine": platform.processor() or platform.machine(),
+        "files": files,
+    }
+
+
+def _check_image_input(image_input, model):
+    if image_input is None:
+        return None
+    checks.choice(image_input, "image_input", IMAGE_INPUTS)
+    dtype = model.encoder.inputs[0].dtype
+    if "float" not in dtype:
+        raise ValueError(f"`image_input` is for a model that takes real numbers. This one takes {dtype}: leave it out.")
+    return image_input
+
+
+def _check_opset(opset):
+    is_int = isinstance(opset, numbers.Integral) and not isinstance(opset, bool)
+    if not is_int or not onnx_files.MIN_OPSET <= opset <= onnx_files.MAX_OPSET:
+        raise ValueError(
+            f"`opset` must be a whole number from {onnx_files.MIN_OPSET} to {onnx_files.MAX_OPSET}. Received: {opset!r}"
+        )
+    return int(opset)
+
+
+def _write_parts(parts, formats, opset, metadata, variants, calibration, bundle):
+    """The files of all parts in all formats."""
+    functions = {part.name: part.function() for part in parts}
+    if "saved_model" in formats:
+        _logger.info("Writing the SavedModel")
+        _write_saved_model(parts, functions, bundle / "saved_model")
+    if "onnx" in formats:
+        import onnx
+
+        ranges = dict.fromkeys(variant_files.PARTS, calibration)
+        if calibration is not None:
+            ranges["decoder"] = variant_files.first_output(parts[0], calibration)
+        for part in (part for part in parts if part.is_in("onnx")):
+            _logger.info("Converting the %s to ONNX", part.name)
+            converted = onnx_files.convert(part, functions[part.name], opset, metadata)
+            onnx.save(converted, bundle / f"{part.name}.onnx")
+            for variant in variants if part.name in variant_files.PARTS else ():
+                lowered = variant_files.convert(converted, variant, part, metadata, ranges[part.name])
+                onnx.save(lowered, bundle / variant_files.file_name(part, variant))
+    if "litert" in formats:
+        for part in (part for part in parts if part.is_in("litert")):
+            _logger.info("Converting the %s to LiteRT", part.name)
+            (bundle / f"{part.name}.tflite").write_bytes(litert_files.convert(part, functions[part.name]))
+
+
+def _write_saved_model(parts, functions, path):
+    module = tf.Module()
+    used = [variable for function in functions.values() for variable in function.get_concrete_function().variables]
+    module.variables_of_parts = list({id(variable): variable for variable in used}.values())
+    signatures = {part.signature: functions[part.name] for part in parts}
+    # What TensorFlow Serving calls where a request names none.
+    signatures["serving_default"] = functions["autoencoder"]
+    try:
+        tf.saved_model.save(module, str(path), signatures=signatures)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ExportError(f"The model can't be written as a SavedModel: {error}") from error
+
+
+def _describe(part, formats):
+    """A part's entry in the manifest."""
+    ports = {
+        kind: [
+            {**asdict(port), "shape": port.dims, "value_range": port.value_range and list(port.value_range)}
+            for port in getattr(part, kind)
+        ]
+        for kind in ("inputs", "outputs")
+    }
+    return {
+        "name": part.name,
+        "meaning": part.meaning,
+        "saved_model": {"folder": "saved_model", "signature": part.signature} if "saved_model" in formats else None,
+        "litert": {"file": f"{part.name}.tflite"} if "litert" in formats and part.is_in("litert") else None,
+        "onnx": {"file": f"{part.name}.onnx"} if "onnx" in formats and part.is_in("onnx") else None,
+        **ports,
+    }
+
+
+def _statistics(parts, examples):
+    """How the given examples score, and where their codes lie: what new ones are compared with."""
+    score = next(part for part in parts if part.name == "score")
+    codes = variant_files.first_output(parts[0], examples)
+    scores = variant_files.first_output(score, examples)
+    return {
+        "count": len(examples),
+        "score_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0.01, 0.05, 0.5, 0.95, 0.99)},
+        "code_quantiles": {str(q): np.quantile(codes, q, axis=0).tolist() for q in (0.01, 0.5, 0.99)},
+    }
+
+
+def _request(encoder):
+    """An example that was made up, as a request for TensorFlow Serving, which other clients read too."""
+    port, random = encoder.inputs[0], np.random.default_rng(0)
+    default = [1, *[8] * len(port.shape)]
+    shape = [size or free for size, free in zip(port.shape, default, strict=False)]
+    if "int" in port.dtype:
+        x = random.integers(0, 256 if port.dtype == "uint8" else 2, shape)
+    else:
+        x = (random.random(shape) if port.value_range else random.standard_normal(shape)).round(3)
+    return {"signature_name": "reconstruct", "inputs": {port.name: x.tolist()}}
+
+
+def _precision(parts, policies, inputs, expected):
+    """What a model's own precision was, and by how much it answers otherwise than its float32 export."""
+    if not policies:
+        return {"model": ["float32"], "exported": "float32", "relative_difference": None}
+    answers = parity.references(parts, inputs)
+    difference = {
+        part: max(
+            parity.relative_difference(answers[part][size][name], reference)[2]
+            for size, outputs in sizes.items()
+            for name, reference in outputs.items()
+        )
+        for part, sizes in expected.items()
+    }
+    return {"model": policies, "exported": "float32", "relative_difference": difference}
+
+
+def _version(package):
+    for name in (package, f"{package}-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _files(bundle):
+    """`{path: {"bytes", "sha256"}}` of every file; the manifest, which holds this, comes later."""
+    entries = {}
+    for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        entries[path.relative_to(bundle).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    return entries

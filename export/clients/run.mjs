@@ -1,0 +1,51 @@
+// Runs a bundle's ONNX files on a request, in Node.js.
+//
+//   npm install onnxruntime-node          (or onnxruntime-web: slower, WebAssembly only)
+//   node run.mjs <bundle> [<request.json>]
+//
+// The request is {"inputs": {"x": [example, ...]}}, as TensorFlow Serving takes it; by default the one in the bundle.
+// Prints JSON: the codes, the reconstruction and the score of every example.
+
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+
+const ort = await import("onnxruntime-node").catch(() => import("onnxruntime-web"));
+const ARRAYS = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int32: Int32Array };
+
+// {part: function}, each from nested lists by name to tensors by name; refuses files that are not what was exported.
+async function load(bundle) {
+  const manifest = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
+  const parts = {};
+  for (const part of manifest.parts.filter((part) => part.onnx)) {
+    const content = readFileSync(join(bundle, part.onnx.file));
+    if (createHash("sha256").update(content).digest("hex") !== manifest.files[part.onnx.file].sha256) {
+      throw new Error(`${part.onnx.file} is not the file that was exported: its SHA-256 is another.`);
+    }
+    const session = await ort.InferenceSession.create(new Uint8Array(content));
+    parts[part.name] = (inputs) =>
+      session.run(Object.fromEntries(part.inputs.map((port) => [port.name, tensor(inputs[port.name], port.dtype)])));
+  }
+  return parts;
+}
+
+function tensor(nested, dtype) {
+  const shape = [];
+  for (let level = nested; Array.isArray(level); level = level[0]) shape.push(level.length);
+  return new ort.Tensor(dtype, ARRAYS[dtype].from(nested.flat(Infinity)), shape);
+}
+
+function nested(values, shape) {
+  if (shape.length <= 1) return Array.from(values);
+  const step = values.length / shape[0];
+  return Array.from({ length: shape[0] }, (_, i) => nested(values.subarray(i * step, (i + 1) * step), shape.slice(1)));
+}
+
+const [bundle, request = join(bundle, "request.json")] = process.argv.slice(2);
+const parts = await load(bundle);
+const { inputs } = JSON.parse(readFileSync(request, "utf8"));
+const answers = {};
+for (const name of ["encoder", "autoencoder", "score"]) {
+  for (const [port, output] of Object.entries(await parts[name](inputs))) answers[port] = nested(output.data, output.dims);
+}
+process.stdout.write(JSON.stringify(answers));
