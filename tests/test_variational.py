@@ -139,7 +139,7 @@ def test_training_draws_z_and_inference_does_not(digits):
 
 def test_z_has_the_posteriors_moments():
     model = builders.variational(4, 2, ())
-    model.encoder.get_layer("z_mean").set_weights([np.zeros((4, 2)), [1.0, -2.0]])
+    model.encoder.get_layer("z_mean").set_weights([np.zeros((4, 2)), np.array([1.0, -2.0])])
     model.encoder.get_layer("z_log_var").set_weights([np.zeros((4, 2)), np.log([0.25, 4.0])])
     z = model.forward(np.zeros((40_000, 4), "float32"), training=True)["z"].numpy()
     np.testing.assert_allclose(z.mean(axis=0), [1.0, -2.0], atol=4 * 2 / 200)
