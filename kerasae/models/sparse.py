@@ -109,7 +109,7 @@ class SparseAutoencoder(Autoencoder):
 
     - `average="example"`: `r_k(x)` is the mean activation of the layer's units on x, a number an example.
     - `average="batch"`: r is each unit's mean activation over the batch, and s is summed over the units, as Ng has it. The term is then
-      the same for all examples of a batch, and depends on which are together.
+      the same for all examples of a batch, and depends on which are together; sample weights don't enter the means.
 
     s is `"kl"`, `rho ln(rho / r) + (1 - rho) ln((1 - rho) / (1 - r))`, in nats, for activations in [0, 1]; `"absolute"`, `|rho - r|`; or
     `"squared"`, `(rho - r)^2`. The penalty `"l1"` has no target: `sum_i |a_i|` over the layer's units, per example.
