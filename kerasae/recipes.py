@@ -6,7 +6,6 @@ imported only where it is used, so that recipes are read and listed at once.
 
 import inspect
 import json
-import logging
 import os
 import shutil
 import time
@@ -17,8 +16,6 @@ from typing import Any, Literal
 import pydantic
 
 from kerasae import checks
-
-_logger = logging.getLogger(__name__)
 
 
 class _Section(pydantic.BaseModel):

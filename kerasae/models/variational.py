@@ -107,7 +107,7 @@ class VariationalAutoencoder(Autoencoder):
     def reconstruction_loss(self, x, outputs):
         """`-ln p(x|z)` per example, in nats, shape `(batch,)`."""
         if self.likelihood == "bernoulli":
-            return losses.binary_crossentropy(x, outputs["logits"])
+            return super().reconstruction_loss(x, outputs)
         if self.variance == "predicted":
             log_variance = outputs["log_variance"]
         elif self.variance == "learned":
