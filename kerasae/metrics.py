@@ -4,9 +4,13 @@ Errors follow one reduction: summed over an example's features, mean over exampl
 rank of at least 2 with the batch first; codes of a higher rank (convolutional ones) are flattened.
 """
 
+import logging
+
 import numpy as np
 
 from kerasae import checks
+
+_logger = logging.getLogger(__name__)
 
 # 4 million float64 numbers, 32 MiB: large enough to be fast, small beside any dataset.
 _CHUNK_ELEMENTS = 2**22
@@ -120,7 +124,7 @@ def pca_error(x_train, x_test, num_components):
     return squared_error(x_test, pca.inverse_transform(pca.transform(x_test.astype("float64"))))
 
 
-def linear_probe_error(z_train, y_train, z_test, y_test, C=1.0, max_iter=1000):
+def linear_probe_error(z_train, y_train, z_test, y_test, C=1.0, max_iter=1000, validation=10_000):
     """Test error of a linear classifier on frozen codes.
 
     Protocol: each code is standardised with the training set's mean and standard deviation (a
@@ -135,8 +139,11 @@ def linear_probe_error(z_train, y_train, z_test, y_test, C=1.0, max_iter=1000):
         z_test: Codes of shape `(num_test, ...)`, with the same features.
         y_test: Class labels of shape `(num_test,)`.
         C: Positive float, the inverse of the regularisation strength, as in scikit-learn. Default
-            1.0.
+            1.0. Or several: the one with the smallest error on the last training codes, when fitted
+            on those before, is then fitted on all.
         max_iter: Positive integer, the bound on L-BFGS iterations. Default 1000.
+        validation: Positive integer, how many training codes `C` is chosen on where there are
+            several. Default 10,000.
 
     Returns:
         Float, the test error in percent, 0 to 100.
@@ -158,13 +165,29 @@ def linear_probe_error(z_train, y_train, z_test, y_test, C=1.0, max_iter=1000):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    C = checks.real_number(C, "C", minimum=0, exclusive=True)
+    candidates = [checks.real_number(c, "C", minimum=0, exclusive=True) for c in np.atleast_1d(C).tolist()]
+    if not candidates:
+        raise ValueError("`C` must be a positive number, or several. Received none.")
     max_iter = checks.positive_int(max_iter, "max_iter")
     z_train, y_train, z_test, y_test = _labelled(z_train, y_train, z_test, y_test)
     if len(np.unique(y_train)) < 2:
         raise ValueError(f"`y_train` must hold at least 2 classes to separate. Received only: {y_train[0].item()!r}.")
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
-    return 100 * (1 - float(probe.fit(z_train, y_train).score(z_test, y_test)))
+
+    def error(C, z_fit, y_fit, z_held_out, y_held_out):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter))
+        return 100 * (1 - float(probe.fit(z_fit, y_fit).score(z_held_out, y_held_out)))
+
+    if len(candidates) > 1:
+        last = checks.positive_int(validation, "validation")
+        if last >= len(z_train):
+            raise ValueError(
+                f"`validation` must be less than the {len(z_train)} training codes, to fit on the others. Received: {last}"
+            )
+        split = z_train[:-last], y_train[:-last], z_train[-last:], y_train[-last:]
+        errors = {C: error(C, *split) for C in candidates}
+        candidates = [min(errors, key=errors.get)]
+        _logger.info("probe: C = %g of %s (error %% on the last %d training codes)", *candidates, errors, last)
+    return error(*candidates, z_train, y_train, z_test, y_test)
 
 
 def knn_accuracy(z_train, y_train, z_test, y_test, num_neighbors=5):

@@ -212,6 +212,23 @@ def test_linear_probe_minimises_the_documented_objective(labelled_digits, C):
     assert error == pytest.approx(expected, abs=100 / len(y_test) + 1e-9)  # one borderline image
 
 
+def test_linear_probe_chooses_C_on_the_last_training_codes(labelled_digits):
+    x_train, x_test, y_train, y_test = labelled_digits
+    held_out = 300
+    split = x_train[:-held_out], y_train[:-held_out], x_train[-held_out:], y_train[-held_out:]
+    errors = {C: metrics.linear_probe_error(*split, C=C) for C in (1e-6, 1e-2, 1e4)}
+    best = min(errors, key=errors.get)
+    assert errors[best] < min(error for C, error in errors.items() if C != best)
+    chosen = metrics.linear_probe_error(x_train, y_train, x_test, y_test, C=list(errors), validation=held_out)
+    assert chosen == metrics.linear_probe_error(x_train, y_train, x_test, y_test, C=best)
+
+
+def test_linear_probe_refuses_too_few_codes_to_choose_on(labelled_digits):
+    with pytest.raises(ValueError, match="`validation` must be less than"):
+        x_train, x_test, y_train, y_test = labelled_digits
+        metrics.linear_probe_error(x_train, y_train, x_test, y_test, C=[0.1, 1.0])
+
+
 def test_linear_probe_standardises(labelled_digits):
     x_train, x_test, y_train, y_test = labelled_digits
     scale = np.logspace(-3, 3, 64).reshape(8, 8, 1)

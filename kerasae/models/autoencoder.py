@@ -11,7 +11,7 @@ from keras import ops
 
 from kerasae import checks, losses
 from kerasae.layers import TiedDense
-from kerasae.models import distribution
+from kerasae.models import distribution, execution
 from kerasae.networks import check_pair
 
 RECONSTRUCTION_LOSSES = ("squared_error", "binary_crossentropy")
@@ -228,6 +228,27 @@ class Autoencoder(keras.Model):
             with self._distribute_strategy.scope():
                 self._symbolic_build(data_batch=(self.encoder.inputs[0], self.decoder.outputs[0]))
 
+    @functools.wraps(keras.Model.compile)
+    def compile(self, *args, **kwargs):
+        arguments = inspect.signature(super().compile).bind(*args, **kwargs).arguments
+        super().compile(*args, **kwargs)
+        # Whoever says how steps are to be run gets that; else `fit` chooses.
+        self._plans_execution = (
+            arguments.get("jit_compile", "auto") == "auto" and arguments.get("steps_per_execution", 1) == 1
+        )
+        self.__dict__.pop("_planned_functions", None)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return {**config, "jit_compile": "auto"} if config and self._plans_execution else config
+
+    def compile_from_config(self, config):
+        if type(self).compile is not Autoencoder.compile:
+            super().compile_from_config(config)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     # -- The door: data is checked before training starts ------------------------------------------------------------------------------
 
     @functools.wraps(keras.Model.fit)
@@ -240,7 +261,9 @@ class Autoencoder(keras.Model):
             validation = {"x": x, "y": y, "sample_weight": sample_weight}
             self._check_data(validation, prefix="validation ")
             arguments["validation_data"] = tuple(v for v in validation.values() if v is not None)
-        return super().fit(**arguments)
+        plan = execution.plan(self, arguments) if self.compiled and self._plans_execution else (False, 1)
+        with execution.carried_out(self, *plan):
+            return super().fit(**arguments)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):

@@ -1,0 +1,167 @@
+"""How `fit` runs its training steps: compiled by XLA, and several at once, where that pays and nothing that a user sees depends on it."""
+
+import contextlib
+import itertools
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Compiling takes a second or two; from about so many steps on it is won back.
+WORTHWHILE_STEPS = 1000
+_STEPS_AT_ONCE = (16, 48)
+_BYTES_AT_ONCE = 2**26
+# Layers that XLA compiles for a CPU, and makes faster by it. Convolutions it makes slower (1.3 times); of others nothing is known.
+_COMPILED_LAYERS = {
+    "Activation", "BatchNormalization", "Dense", "Dropout", "ELU", "Flatten", "Functional", "GaussianCorruption", "GaussianDropout",
+    "GaussianNoise", "InputLayer", "KSparse", "LayerNormalization", "LeakyReLU", "MaskingCorruption", "ReLU", "Rescaling", "Reshape",
+    "SaltAndPepperCorruption", "Sequential", "TiedDense",
+}  # fmt: skip
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+)
+
+
+def plan(model, arguments):
+    """`(jit_compile, steps_at_once)` for a call of `fit`; `(False, 1)`, Keras's own way, wherever something speaks against more.
+
+    Args:
+        model: `kerasae.models.Autoencoder`, compiled without a word on `jit_compile` and `steps_per_execution`.
+        arguments: of `fit`, bound.
+    """
+    strategy = model.distribute_strategy
+    if (
+        model.run_eagerly
+        or tf.config.functions_run_eagerly()
+        or strategy.num_replicas_in_sync > 1
+        or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        or not _is_ours(model)
+    ):
+        return False, 1
+    steps, batch_bytes = _size(arguments)
+    if steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS:
+        return False, 1
+    at_once = 1
+    limited = any(arguments.get(name) is not None for name in ("steps_per_epoch", "validation_steps"))
+    callbacks = arguments.get("callbacks") or []
+    callbacks = getattr(callbacks, "callbacks", callbacks)  # a CallbackList
+    if not limited and not any(map(_watches_batches, tf.nest.flatten(callbacks))):
+        at_once = _steps_at_once(steps, batch_bytes)
+    return _is_compiled_by_xla(model), at_once
+
+
+def _is_ours(model):
+    """Whether the class and the steps are this library's, not a user's with code that XLA may not know."""
+    return type(model).__module__.startswith("kerasae.")
+
+
+def _is_compiled_by_xla(model):
+    if any(device.device_type != "CPU" for device in tf.config.list_physical_devices()):
+        return False  # with another device Keras has decided already
+    layers = list(model._flatten_layers(include_self=False))
+    if not model.supports_jit or not all(type(layer).__name__ in _COMPILED_LAYERS for layer in layers):
+        return False
+    metrics = model._compile_metrics
+    given = [*layers, *(getattr(layer, "activation", None) for layer in layers), model.optimizer, model.loss]
+    if metrics is not None:
+        given += [metrics._user_metrics, metrics._user_weighted_metrics]
+    return all(map(_is_known, tf.nest.flatten(given)))
+
+
+def _is_known(value):
+    """Whether code is Keras's or this library's: a user's own may not be for XLA to compile."""
+    if value is None or isinstance(value, str):
+        return True
+    module = value.__module__ if hasattr(value, "__module__") else type(value).__module__
+    return module.split(".")[0] in ("keras", "kerasae")
+
+
+def _watches_batches(callback):
+    """Whether a callback does something at each batch, other than a progress bar, or saving that it does at each epoch."""
+    if isinstance(callback, keras.callbacks.ProgbarLogger):
+        return False
+    if type(callback) in (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore):
+        return callback.save_freq != "epoch"
+    return any(
+        hook in vars(callback) or getattr(type(callback), hook, None) is not getattr(keras.callbacks.Callback, hook)
+        for hook in _BATCH_HOOKS
+    )
+
+
+def _size(arguments):
+    """`(steps of an epoch, bytes of a batch)`; None where that can't be told."""
+    x = arguments["x"]
+    if isinstance(x, tf.data.Dataset):
+        steps = int(x.cardinality())
+        if arguments.get("steps_per_epoch") is not None:
+            steps = arguments["steps_per_epoch"]
+        shapes = [s for s in tf.nest.flatten(x.element_spec) if isinstance(s, tf.TensorSpec)]
+        if steps <= 0 or not shapes or any(None in s.shape[1:] for s in shapes):
+            return None, None
+        # A batch's size is often unknown here: 512 stands for it.
+        return steps, sum((s.shape[0] or 512) * math.prod(s.shape[1:]) * s.dtype.size for s in shapes)
+    if not isinstance(x, np.ndarray):
+        return None, None
+    examples = int(len(x) * (1 - (arguments.get("validation_split") or 0)))
+    batch_size = arguments.get("batch_size") or 32
+    arrays = [x, *(arguments[name] for name in ("y", "sample_weight") if arguments.get(name) is not None)]
+    bytes_each = sum(a.nbytes // len(a) for a in arrays if isinstance(a, np.ndarray))
+    steps = arguments.get("steps_per_epoch") or math.ceil(examples / batch_size)
+    return steps, batch_size * bytes_each
+
+
+def _steps_at_once(steps, batch_bytes):
+    """How many steps to take at once: so many that few are left over, and that their batches fit into memory together."""
+    low, high = _STEPS_AT_ONCE
+    high = min(high, _BYTES_AT_ONCE // max(batch_bytes, 1), steps)
+    if high < 2:
+        return 1
+    # The last batch is an odd one most often.
+    return min(range(min(low, high), high + 1), key=lambda k: ((steps - 1) % k, -k))
+
+
+@contextlib.contextmanager
+def carried_out(model, jit_compile, steps_at_once):
+    """Within it, `model.fit` runs by a plan; afterwards the model is as it was compiled."""
+    if (jit_compile, steps_at_once) == (False, 1):
+        yield
+        return
+    functions = model.__dict__.setdefault("_planned_functions", {})
+    before = model.train_function, model.test_function, model.steps_per_execution
+    model.steps_per_execution = steps_at_once
+    model.train_function, model.test_function = functions.get((jit_compile, steps_at_once), (None, None))
+    if model.train_function is None and jit_compile:
+        model.train_function = _compiled_train_function(model, steps_at_once)
+    try:
+        yield
+    finally:
+        functions[jit_compile, steps_at_once] = model.train_function, model.test_function
+        model.train_function, model.test_function, model.steps_per_execution = before
+
+
+def _compiled_train_function(model, steps_at_once):
+    """What Keras calls with an iterator of batches: so many steps as one function of XLA, whose state stays in place meanwhile."""
+    one_step = tf.function(model.train_step, jit_compile=True, reduce_retracing=True)
+
+    @tf.function(jit_compile=True)
+    def steps(batches):
+        for i in tf.range(steps_at_once):
+            model.train_step(tf.nest.map_structure(lambda stacked: stacked[i], batches))  # noqa: B023
+        return model.get_metrics_result()
+
+    def train_function(iterator):
+        batches = [next(iterator), *itertools.islice(iterator, steps_at_once - 1)]
+        sizes = {tuple(map(tuple, (t.shape for t in tf.nest.flatten(batch)))) for batch in batches}
+        if len(batches) == steps_at_once > 1 and len(sizes) == 1:
+            return steps(tf.nest.map_structure(lambda *parts: tf.stack(parts), *batches))
+        for batch in batches:
+            logs = one_step(batch)
+        return logs
+
+    return train_function

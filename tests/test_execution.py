@@ -1,0 +1,196 @@
+"""Long fits run several compiled steps at once, and compute what Keras's own way does."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from families import EVERY_CLASS, FAMILIES, INPUT_SHAPE
+
+import kerasae
+from kerasae.models import execution
+
+BATCH_SIZE, NUM_BATCHES = 4, 35
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Even a short fit is worth it."""
+    monkeypatch.setattr(execution, "WORTHWHILE_STEPS", 1)
+
+
+@pytest.fixture
+def x():
+    # an odd last batch
+    return np.random.default_rng(0).random((BATCH_SIZE * (NUM_BATCHES - 1) + 3, 12), dtype="float32")
+
+
+def small(**options):
+    keras.utils.set_random_seed(0)
+    return kerasae.builders.undercomplete((12,), latent_dim=3, hidden_units=(8,), seed=0, **options)
+
+
+def planned(model, x, **arguments):
+    arguments = {"x": x, "batch_size": BATCH_SIZE, "epochs": 40, **arguments}
+    return execution.plan(model, arguments)
+
+
+class EachBatch(keras.callbacks.Callback):
+    batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+
+
+def compiled(**options):
+    model = small()
+    model.compile("adam", **options)
+    return model
+
+
+def test_long_fits_are_compiled_and_run_several_steps_at_once(x):
+    # 34 whole batches and the odd one: 17 at a time leave only that over, or 34
+    assert planned(compiled(), x) == (True, 34)
+
+
+def test_short_fits_are_keras_own(x):
+    assert planned(compiled(), x, epochs=2) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("callback", "at_once"),
+    [
+        (EachBatch(), 1),
+        (keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None), 1),
+        (keras.callbacks.TerminateOnNaN(), 1),
+        (keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None), 34),
+        (keras.callbacks.EarlyStopping("loss"), 34),
+        (keras.callbacks.ModelCheckpoint("m.keras"), 34),
+        (keras.callbacks.ModelCheckpoint("m.keras", save_freq=10), 1),
+    ],
+)
+def test_callbacks_that_watch_batches_see_each(x, callback, at_once):
+    assert planned(compiled(), x, callbacks=[callback]) == (True, at_once)
+
+
+def test_batches_that_are_limited_are_taken_one_by_one(x):
+    assert planned(compiled(), x, steps_per_epoch=30) == (True, 1)
+
+
+def test_steps_at_once_fit_into_memory(x):
+    wide = np.zeros((640, 2**20 // 4), "float32")  # a megabyte an example
+    assert planned(compiled(), wide, batch_size=8, epochs=100)[1] <= 8
+    assert planned(compiled(), wide, batch_size=64, epochs=100) == (True, 1)
+
+
+def test_a_dataset_of_known_size_is_planned_for(x):
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(BATCH_SIZE)
+    assert planned(compiled(), dataset) == (True, 34)
+    assert planned(compiled(), dataset.filter(lambda batch: True)) == (False, 1)
+
+
+def test_what_xla_may_not_know_is_not_compiled(x):
+    class Mine(keras.layers.Dense):
+        pass
+
+    encoder = keras.Sequential([keras.Input((12,)), Mine(3)])
+    decoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(12)])
+    model = kerasae.models.Autoencoder(encoder, decoder)
+    model.compile("adam")
+    assert planned(model, x) == (False, 34)
+    model = small(activation=lambda t: tf.nn.relu(t))
+    model.compile("adam")
+    assert planned(model, x) == (False, 34)
+    for own in ({"loss": lambda y, y_pred: tf.reduce_mean((y - y_pred) ** 2, axis=-1)}, {"metrics": [lambda y, p: y]}):
+        assert planned(compiled(**own), x) == (False, 34)
+    assert planned(compiled(loss="mse", metrics=["mae", keras.metrics.MeanSquaredError()]), x) == (True, 34)
+
+
+def test_convolutions_are_not_compiled(x):
+    model = kerasae.builders.undercomplete((8, 8, 1), latent_dim=3, hidden_units=(4,), network="conv")
+    model.compile("adam")
+    assert planned(model, np.zeros((139, 8, 8, 1), "float32")) == (False, 34)
+
+
+def test_a_users_subclass_runs_as_keras_runs_it(x):
+    class Mine(kerasae.models.Autoencoder):
+        pass
+
+    model = small()
+    model = Mine(model.encoder, model.decoder)
+    model.compile("adam")
+    assert planned(model, x) == (False, 1)
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": False}, {"jit_compile": True}, {"steps_per_execution": 2}])
+def test_what_the_user_asked_for_is_left_alone(x, options, always, monkeypatch):
+    model = compiled(**options)
+    monkeypatch.setattr(execution, "plan", lambda *_: pytest.fail("planned"))
+    model.fit(x, batch_size=BATCH_SIZE, verbose=0)
+
+
+@pytest.mark.parametrize("data", ["array", "dataset", "pairs"])
+@pytest.mark.parametrize("each_batch", [False, True])
+def test_computes_what_keras_own_way_does(x, always, data, each_batch):
+    weights, histories = [], []
+    y, sample_weight = x[::-1].copy(), np.linspace(0.5, 1.5, len(x), dtype="float32")
+    for options in ({}, {"jit_compile": False}):
+        model = small()
+        model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), metrics=["mae"], **options)
+        callback = EachBatch()
+        arguments = {
+            "array": {"x": x, "batch_size": BATCH_SIZE},
+            "dataset": {"x": tf.data.Dataset.from_tensor_slices(x).batch(BATCH_SIZE)},
+            "pairs": {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": BATCH_SIZE},
+        }[data]
+        history = model.fit(
+            **arguments,
+            epochs=3,
+            shuffle=False,
+            validation_data=(x[:50],),
+            callbacks=[callback] if each_batch else None,
+            verbose=0,
+        )
+        assert callback.batches == (3 * NUM_BATCHES if each_batch else 0)
+        assert model.steps_per_execution == 1
+        assert int(model.optimizer.iterations) == 3 * NUM_BATCHES
+        weights.append(model.get_weights())
+        histories.append(history.history)
+    for fast, slow in zip(*weights, strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=2e-5, atol=2e-6)
+    assert histories[0].keys() == histories[1].keys()
+    for name in histories[0]:
+        np.testing.assert_allclose(histories[0][name], histories[1][name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("row", EVERY_CLASS)
+def test_every_family_is_carried_out(row, always):
+    keras.utils.set_random_seed(0)
+    model = FAMILIES[row]()
+    model.compile("adam")
+    x = np.random.default_rng(0).random((2 * 17 + 1, *INPUT_SHAPE), dtype="float32")
+    history = model.fit(x, batch_size=2, epochs=2, verbose=0).history
+    assert model._planned_functions
+    assert all(np.isfinite(values).all() for values in history.values())
+    assert history["loss"][1] < history["loss"][0] * 1.1
+    # and nothing of it stays behind
+    assert np.isfinite(model.evaluate(x, verbose=0, return_dict=True)["loss"])
+
+
+def test_validation_during_fit_is_what_evaluate_says(always, x):
+    model = kerasae.builders.variational((12,), latent_dim=2, hidden_units=(8,), seed=0)
+    model.compile("adam")
+    history = model.fit(x, batch_size=BATCH_SIZE, validation_data=(x,), verbose=0).history
+    logs = model.evaluate(x, batch_size=BATCH_SIZE, verbose=0, return_dict=True)
+    assert {name: history[f"val_{name}"][-1] for name in logs} == pytest.approx(logs, rel=1e-5)
+
+
+def test_a_loaded_model_is_planned_for_again(always, x, tmp_path):
+    model = compiled()
+    model.fit(x, batch_size=BATCH_SIZE, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    for m in (model, loaded):
+        m.fit(x, batch_size=BATCH_SIZE, shuffle=False, verbose=0)
+    assert loaded._planned_functions
+    for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
