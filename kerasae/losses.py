@@ -16,6 +16,14 @@ def _sum_features(values):
     return ops.sum(values, axis=tuple(range(1, len(values.shape))))
 
 
+def _flat(*tensors):
+    # (batch, ...) -> (batch, features), where they are known: XLA is a tenth faster on rows than on images of one channel.
+    shape = tensors[0].shape[1:]
+    if None in shape or any(t.shape[1:] != shape for t in tensors):
+        return tensors
+    return [ops.reshape(t, (-1, math.prod(shape))) for t in tensors]
+
+
 def _float32(*tensors):
     # Half precision is too coarse to sum hundreds of features in.
     return [
@@ -43,7 +51,7 @@ def squared_error(x, reconstruction):
     Returns:
         Squared error, shape `(batch,)`, in squared units of `x`. Keras's `"mse"` divides this by the number of features.
     """
-    x, reconstruction = _float32(x, reconstruction)
+    x, reconstruction = _flat(*_float32(x, reconstruction))
     return _sum_features(ops.square(x - reconstruction))
 
 
@@ -59,7 +67,7 @@ def binary_crossentropy(x, logits):
     Returns:
         Cross-entropy in nats, shape `(batch,)`.
     """
-    x, logits = _float32(x, logits)
+    x, logits = _flat(*_float32(x, logits))
     return _sum_features(ops.binary_crossentropy(x, logits, from_logits=True))
 
 

@@ -262,7 +262,7 @@ class Autoencoder(keras.Model):
             self._check_data(validation, prefix="validation ")
             arguments["validation_data"] = tuple(v for v in validation.values() if v is not None)
         plan = execution.plan(self, arguments) if self.compiled and self._plans_execution else (False, 1)
-        with execution.carried_out(self, *plan):
+        with execution.carried_out(self, *plan, arguments) as arguments:
             return super().fit(**arguments)
 
     @functools.wraps(keras.Model.evaluate)
