@@ -72,8 +72,24 @@ def test_callbacks_that_watch_batches_see_each(x, callback, at_once):
     assert planned(compiled(), x, callbacks=[callback]) == (True, at_once)
 
 
-def test_batches_that_are_limited_are_taken_one_by_one(x):
-    assert planned(compiled(), x, steps_per_epoch=30) == (True, 1)
+def test_no_more_batches_are_taken_than_asked_for(x):
+    assert planned(compiled(), x, steps_per_epoch=28) == (True, 28)
+    assert planned(compiled(), x, steps_per_epoch=31 * 3) == (True, 31)
+    assert planned(compiled(), x, steps_per_epoch=101) == (True, 1)
+    assert planned(compiled(), x, validation_steps=2) == (True, 1)
+
+
+def test_an_epoch_ends_after_its_steps(x, always):
+    weights = []
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(BATCH_SIZE).repeat()
+    for options in ({}, {"jit_compile": False}):
+        model = small()
+        model.compile("sgd", **options)
+        model.fit(dataset, steps_per_epoch=18, epochs=3, verbose=0)
+        assert int(model.optimizer.iterations) == 3 * 18
+        weights.append(model.get_weights())
+    for fast, slow in zip(*weights, strict=True):
+        np.testing.assert_allclose(fast, slow, rtol=2e-5, atol=2e-6)
 
 
 def test_steps_at_once_fit_into_memory(x):

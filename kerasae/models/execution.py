@@ -12,6 +12,8 @@ import tensorflow as tf
 # Compiling takes a second or two; from about so many steps on it is won back.
 WORTHWHILE_STEPS = 1000
 _STEPS_AT_ONCE = (16, 48)
+# Another number of steps at once is another function to compile.
+_FEWEST_AT_ONCE = 8
 _BYTES_AT_ONCE = 2**26
 # Layers that XLA compiles for a CPU, and makes faster by it. Convolutions it makes slower (1.3 times); of others nothing is known.
 _COMPILED_LAYERS = {
@@ -49,11 +51,11 @@ def plan(model, arguments):
     if steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS:
         return False, 1
     at_once = 1
-    limited = any(arguments.get(name) is not None for name in ("steps_per_epoch", "validation_steps"))
+    limited = arguments.get("steps_per_epoch") is not None
     callbacks = arguments.get("callbacks") or []
     callbacks = getattr(callbacks, "callbacks", callbacks)  # a CallbackList
-    if not limited and not any(map(_watches_batches, tf.nest.flatten(callbacks))):
-        at_once = _steps_at_once(steps, batch_bytes)
+    if arguments.get("validation_steps") is None and not any(map(_watches_batches, tf.nest.flatten(callbacks))):
+        at_once = _steps_at_once(steps, batch_bytes, exactly=limited)
     return _is_compiled_by_xla(model), at_once
 
 
@@ -117,12 +119,14 @@ def _size(arguments):
     return steps, batch_size * bytes_each
 
 
-def _steps_at_once(steps, batch_bytes):
-    """How many steps to take at once: so many that few are left over, and that their batches fit into memory together."""
+def _steps_at_once(steps, batch_bytes, exactly):
+    """How many steps to take at once: so many that few are left over, or none, and that their batches fit into memory together."""
     low, high = _STEPS_AT_ONCE
     high = min(high, _BYTES_AT_ONCE // max(batch_bytes, 1), steps)
     if high < 2:
         return 1
+    if exactly:
+        return max(k for k in range(1, high + 1) if steps % k == 0)
     # The last batch is an odd one most often.
     return min(range(min(low, high), high + 1), key=lambda k: ((steps - 1) % k, -k))
 
@@ -196,7 +200,7 @@ class _CompiledSteps:
 
         @tf.function(jit_compile=True)
         def steps(batches):
-            for i in tf.range(steps_at_once):
+            for i in tf.range(tf.nest.flatten(batches)[0].shape[0]):
                 model.train_step(tf.nest.map_structure(lambda stacked, i=i: stacked[i], batches))
             return model.get_metrics_result()
 
@@ -205,11 +209,13 @@ class _CompiledSteps:
     def __call__(self, arrays, iterator):
         """Takes the steps; `arrays`: what the iterator's batches are indices into, or None where they are the examples."""
         batches = [next(iterator), *itertools.islice(iterator, self.steps_at_once - 1)]
-        shapes = {tuple(tuple(t.shape) for t in tf.nest.flatten(batch)) for batch in batches}
-        if len(batches) == self.steps_at_once > 1 and len(shapes) == 1:
-            return self.steps(_take(arrays, tf.nest.map_structure(lambda *parts: tf.stack(parts), *batches)))
-        for batch in batches:
-            logs = self.one_step(_take(arrays, batch))
+        for _, alike in itertools.groupby(batches, key=lambda batch: [t.shape for t in tf.nest.flatten(batch)]):
+            alike = list(alike)
+            if len(alike) >= _FEWEST_AT_ONCE:
+                logs = self.steps(_take(arrays, tf.nest.map_structure(lambda *parts: tf.stack(parts), *alike)))
+            else:
+                for batch in alike:
+                    logs = self.one_step(_take(arrays, batch))
         return logs
 
 
