@@ -1,9 +1,32 @@
-"""Export: a trained autoencoder as files that run where Keras does not exist, proved to compute the same thing."""
+"""Export: a trained autoencoder as files that run where Keras does not exist, proved to compute the same thing.
 
-from kerasae.export.bundle import DEFAULT_FORMATS, FORMATS, export
-from kerasae.export.onnx_files import DEFAULT_OPSET
-from kerasae.export.parts import ExportError
-from kerasae.export.variants import VARIANTS
-from kerasae.export.webpage import page
+`kerasae.export.bulk` runs such files over large data. What needs TensorFlow is imported when it is first used: running a bundle does not.
+"""
 
-__all__ = ["DEFAULT_FORMATS", "DEFAULT_OPSET", "FORMATS", "VARIANTS", "ExportError", "export", "page"]
+import importlib
+
+_HOMES = {
+    "DEFAULT_FORMATS": "bundle",
+    "DEFAULT_OPSET": "onnx_files",
+    "ExportError": "parts",
+    "FORMATS": "bundle",
+    "VARIANTS": "variants",
+    "export": "bundle",
+    "page": "webpage",
+}
+
+__all__ = ["bulk", *_HOMES]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"kerasae.export.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name == "bulk":
+        return importlib.import_module("kerasae.export.bulk")
+    raise AttributeError(f"module 'kerasae.export' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

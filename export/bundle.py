@@ -19,7 +19,7 @@ from kerasae.export import litert_files, onnx_files, parity
 from kerasae.export import variants as variant_files
 from kerasae.export.folders import written_whole
 from kerasae.export.onnx_files import DEFAULT_OPSET
-from kerasae.export.parts import ExportError, in_float32, parts_of, score_of
+from kerasae.export.parts import ExportError, in_float32, parts_of, parts_of_estimator, score_of
 from kerasae.export.readme import readme
 from kerasae.models import Autoencoder
 
@@ -60,8 +60,12 @@ def export(
     at batch sizes 1 and 7, and held against Keras on the CPU: `max |difference| / max |reference|` of every output must
     not exceed `tolerance`.
 
+    A fitted estimator of `kerasae.tasks` is written as its own jobs, from the raw input to the answer with the scaling in the
+    graph, such as the signature `score` and `score.onnx` of an `AnomalyDetector`, and held against its own methods.
+
     Args:
-        model: kerasae model, trained or not.
+        model: kerasae model, trained or not; or a fitted estimator of `kerasae.tasks`, for which `image_input`, `variants` and
+            `calibration` don't apply.
         folder: where the bundle goes; a new or empty folder.
         formats: which of `"saved_model"`, `"onnx"` and `"litert"` (`encoder.tflite` and so on, where TensorFlow's converter
             works; needs the extra `kerasae[litert]`). Default: the first two.
@@ -78,7 +82,8 @@ def export(
             ranges of activations, from the training set; up to 256 are used.
         x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are taken, or `batch_size`.
             Variants are measured on up to 256 of them. Default: `calibration`'s, else random ones, from 0 to 1 where
-            the model needs that, else standard normal.
+            the model needs that, else standard normal. For a model with several inputs both are a list, or a dict by the
+            inputs' names; the first input is the port `x`, the others are ports by their names, in their own types.
         tolerance: of the check, at least 0, relative to the largest value; 10 times that for LiteRT.
         replace: whether what `folder` holds is replaced, once the new bundle is ready.
 
@@ -102,11 +107,15 @@ def export(
     manifest["parity"]["max_relative_difference"]
     ```
     """
-    if not isinstance(model, Autoencoder):
+    is_estimator = hasattr(model, "deployed_parts")
+    if not isinstance(model, Autoencoder) and not is_estimator:
         raise ValueError(
             "`model` must be a kerasae model, such as kerasae.models.Autoencoder(encoder, decoder) or what "
-            f"keras.saving.load_model returns for one. Received: {model!r}"
+            "keras.saving.load_model returns for one, or a fitted estimator of kerasae.tasks. "
+            f"Received: {model!r}"
         )
+    if is_estimator and (image_input is not None or variants or calibration is not None):
+        raise ValueError("`image_input`, `variants` and `calibration` are for models, and this is an estimator.")
     formats = formats if isinstance(formats, (list, tuple)) else (formats,)
     formats = tuple(dict.fromkeys(checks.choice(name, "formats", FORMATS) for name in formats))
     if not formats:
@@ -118,22 +127,28 @@ def export(
     image_input = _check_image_input(image_input, model)
     if batch_size is not None:
         batch_size = checks.positive_int(batch_size, "batch_size")
-        own = model.encoder.inputs[0].shape[0]
+        own = None if is_estimator else model.encoder.inputs[0].shape[0]
         if own not in (None, batch_size):
             raise ValueError(f"The model has a fixed batch of {own}. `batch_size` must be that. Received: {batch_size}")
-    parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
+    if is_estimator:
+        parts_as_asked = functools.partial(parts_of_estimator, batch_size=batch_size)
+    else:
+        parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
     encoder = parts_as_asked(model)[0]
     variants = _check_variants(variants, formats, calibration)
     if calibration is not None:
-        calibration = _spread(parity.check_array(calibration, encoder.inputs[0], "calibration"))
-        x = calibration if x is None else x
-    examples = many_examples = parity.check_examples(x, encoder)
-    if x is not None:
-        many_examples = _spread(parity.check_array(x, encoder.inputs[0], "x"))
+        calibration = _spread(parity.check_inputs(model.arranged(calibration), encoder, "calibration"))
+    are_given = x is not None or calibration is not None
+    if is_estimator:
+        examples = many_examples = {encoder.inputs[0].name: _examples_for(model, encoder, x)}
+    else:
+        given = calibration if x is None else parity.check_inputs(model.arranged(x), encoder, "x")
+        examples = parity.check_examples(given, encoder)
+        many_examples = examples if given is None else _spread(given)
     try:
         with written_whole(folder, replace) as (bundle, workspace):
             original = model
-            model, policies = in_float32(original)
+            model, policies = (original, []) if is_estimator else in_float32(original)
             parts = parts_as_asked(model)
             metadata = {"producer": "kerasae", "family": type(model).__name__, "kerasae_version": kerasae.__version__}
             _write_parts(parts, formats, opset, metadata, variants, calibration, bundle)
@@ -145,23 +160,27 @@ def export(
             if "litert" in formats:
                 tolerances["litert"] = litert_files.TOLERANCE_FACTOR * tolerance
             measured = parity.compare(expected, outputs, tolerances)
-            definition, unit = score_of(model)
+            score, preprocessing = None, "none: the parts scale examples themselves"
+            if not is_estimator:
+                definition, unit = score_of(model)
+                preprocessing = "none: the parts divide by 255 themselves" if image_input else "none: as in training"
+                score = {"definition": definition, "unit": unit, "direction": "higher: less like the training data"}
             manifest = {
                 "format": "kerasae-bundle",
                 "format_version": _FORMAT_VERSION,
                 "family": metadata["family"],
                 "formats": list(formats),
                 "parts": [_describe(part, formats) for part in parts],
-                "preprocessing": "none: the parts divide by 255 themselves" if image_input else "none: as in training",
-                "score": {"definition": definition, "unit": unit, "direction": "higher: less like the training data"},
-                "examples": None if x is None else _statistics(parts, many_examples),
+                "preprocessing": preprocessing,
+                "score": score,
+                "examples": _statistics(parts, many_examples) if are_given and not is_estimator else None,
                 "onnx": {"opset": opset, "ir_version": onnx_files.IR_VERSION} if "onnx" in formats else None,
                 "variants": None,
                 "precision": _precision(parts_as_asked(original), policies, inputs, expected),
                 "parity": {
                     "measure": "max |difference| / max |reference|, the reference being Keras on the CPU",
                     "process": "fresh; keras and kerasae not importable, nor tensorflow for ONNX and LiteRT",
-                    "examples": "generated" if x is None else "given",
+                    "examples": "given" if are_given else "generated",
                     "batch_sizes": list(parity.batch_sizes(parts[0])),
                     "tolerance": tolerances,
                     "max_relative_difference": max(row["relative_difference"] for row in measured),
@@ -176,7 +195,7 @@ def export(
             if variants:
                 _logger.info("Measuring the files in lower precision")
                 manifest["variants"] = _measure_variants(
-                    parts, variants, many_examples, x is not None, image_input, bundle, workspace / "variants"
+                    parts, variants, many_examples, are_given, image_input, bundle, workspace / "variants"
                 )
             (bundle / "request.json").write_text(json.dumps(_request(parts[0])) + "\n", encoding="utf-8")
             (bundle / "README.md").write_text(readme(manifest), encoding="utf-8")
@@ -187,6 +206,17 @@ def export(
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"The bundle could not be written, and {folder} is as it was: {error}") from error
     return manifest
+
+
+def _examples_for(estimator, part, x):
+    """Examples for the check of an estimator's parts: `x`'s own, repeated if they are few, or ones like what it was fitted on."""
+    port, num_examples = part.inputs[0], sum(parity.batch_sizes(part))
+    if x is None:
+        return estimator.made_up_examples(num_examples).astype(port.dtype)
+    x = np.asarray(x).astype(port.dtype)
+    # Missing values are the estimator's business: its own method, which answers first, refuses what it doesn't take.
+    checks.array(np.nan_to_num(x), port.shape[1:], name="x")
+    return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)]
 
 
 def _check_variants(variants, formats, calibration):
@@ -204,9 +234,11 @@ def _check_variants(variants, formats, calibration):
     return variants
 
 
-def _spread(x):
-    """At most so many examples as variants are measured on, from all over."""
-    return x[np.linspace(0, len(x) - 1, min(len(x), variant_files.MAX_EXAMPLES)).astype(int)]
+def _spread(examples):
+    """At most so many examples, `{port: array}`, as variants are measured on, from all over."""
+    count = variant_files.num_examples(examples)
+    rows = np.linspace(0, count - 1, min(count, variant_files.MAX_EXAMPLES)).astype(int)
+    return {name: array[rows] for name, array in examples.items()}
 
 
 def _measure_variants(parts, variants, examples, are_given, image_input, bundle, workspace):
@@ -215,7 +247,7 @@ def _measure_variants(parts, variants, examples, are_given, image_input, bundle,
 
     files, errors = variant_files.measure(parts, variants, examples, prepare, bundle, workspace)
     return {
-        "examples": len(examples),
+        "examples": variant_files.num_examples(examples),
         "given": are_given,
         "reconstruction_error": {
             "definition": "sum_i (x_i - r_i)^2, mean over the examples, of autoencoder.onnx and its variants",
@@ -258,7 +290,7 @@ def _write_parts(parts, formats, opset, metadata, variants, calibration, bundle)
 
         ranges = dict.fromkeys(variant_files.PARTS, calibration)
         if calibration is not None:
-            ranges["decoder"] = variant_files.first_output(parts[0], calibration)
+            ranges["decoder"] = {"z": variant_files.first_output(parts[0], calibration)}
         for part in (part for part in parts if part.is_in("onnx")):
             _logger.info("Converting the %s to ONNX", part.name)
             converted = onnx_files.convert(part, functions[part.name], opset, metadata)
@@ -278,7 +310,7 @@ def _write_saved_model(parts, functions, path):
     module.variables_of_parts = list({id(variable): variable for variable in used}.values())
     signatures = {part.signature: functions[part.name] for part in parts}
     # What TensorFlow Serving calls where a request names none.
-    signatures["serving_default"] = functions["autoencoder"]
+    signatures["serving_default"] = functions.get("autoencoder", functions[parts[0].name])
     try:
         tf.saved_model.save(module, str(path), signatures=signatures)
     except (AssertionError, ValueError, TypeError) as error:
@@ -310,22 +342,24 @@ def _statistics(parts, examples):
     codes = variant_files.first_output(parts[0], examples)
     scores = variant_files.first_output(score, examples)
     return {
-        "count": len(examples),
+        "count": variant_files.num_examples(examples),
         "score_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0.01, 0.05, 0.5, 0.95, 0.99)},
         "code_quantiles": {str(q): np.quantile(codes, q, axis=0).tolist() for q in (0.01, 0.5, 0.99)},
     }
 
 
-def _request(encoder):
+def _request(part):
     """An example that was made up, as a request for TensorFlow Serving, which other clients read too."""
-    port, random = encoder.inputs[0], np.random.default_rng(0)
-    default = [1, *[8] * len(port.shape)]
-    shape = [size or free for size, free in zip(port.shape, default, strict=False)]
-    if "int" in port.dtype:
-        x = random.integers(0, 256 if port.dtype == "uint8" else 2, shape)
-    else:
-        x = (random.random(shape) if port.value_range else random.standard_normal(shape)).round(3)
-    return {"signature_name": "reconstruct", "inputs": {port.name: x.tolist()}}
+    inputs, random = {}, np.random.default_rng(0)
+    for port in part.inputs:
+        shape = [size or free for size, free in zip(port.shape, [1, *[8] * len(port.shape)], strict=False)]
+        if "int" in port.dtype:
+            x = random.integers(0, 256 if port.dtype == "uint8" else 2, shape)
+        else:
+            x = (random.random(shape) if port.value_range else random.standard_normal(shape)).round(3)
+        inputs[port.name] = x.tolist()
+    signature = "reconstruct" if part.name == "encoder" else part.signature
+    return {"signature_name": signature, "inputs": inputs}
 
 
 def _precision(parts, policies, inputs, expected):

@@ -15,33 +15,56 @@ from kerasae.export.parts import ExportError
 BATCH_SIZES = (1, 7)
 
 
-def check_examples(x, part):
-    """Examples for the check, one batch after another: `x`'s own, repeated if they are few, or generated ones.
+def check_examples(given, part):
+    """Examples for the check, one batch after another: given ones, repeated if they are few, or generated ones.
 
     Args:
-        x: the user's examples, or `None`.
-        part: `Part` whose first input takes them.
+        given: the user's, of `check_inputs`; or `None`.
+        part: `Part` that takes them.
 
     Returns:
-        Array, `(sum(batch_sizes(part)), ...)`.
+        `{port: array}`, `(sum(batch_sizes(part)), ...)`.
 
     Raises:
-        ValueError: if `x` doesn't fit, or is needed and missing.
+        ValueError: if they are needed and missing.
     """
-    port, num_examples = part.inputs[0], sum(batch_sizes(part))
-    if x is not None:
-        x = check_array(x, port, "x")
-        return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)]
-    is_number = port.dtype == "uint8" or "float" in port.dtype
-    if None in port.shape[1:] or not is_number:
-        raise ValueError(
-            f"The check needs examples of shape {tuple(port.dims)} and type {port.dtype}, and can't make them up. "
-            "Pass a few as `x`."
-        )
-    shape, random = (num_examples, *port.shape[1:]), np.random.default_rng(0)
-    if port.dtype == "uint8":
-        return random.integers(0, 256, shape, dtype="uint8")
-    return (random.random(shape) if port.value_range else random.standard_normal(shape)).astype(port.dtype)
+    num_examples, random = sum(batch_sizes(part)), np.random.default_rng(0)
+    if given is not None:
+        available = len(given[part.inputs[0].name])
+        rows = np.arange(num_examples) * max(1, available // num_examples) % available
+        return {name: array[rows] for name, array in given.items()}
+    examples = {}
+    for port in part.inputs:
+        is_number = port.dtype == "uint8" or "float" in port.dtype
+        if None in port.shape[1:] or not is_number:
+            raise ValueError(
+                f"The check needs examples of shape {tuple(port.dims)} and type {port.dtype}, and can't make them up. "
+                "Pass a few as `x`."
+            )
+        shape = (num_examples, *port.shape[1:])
+        if port.dtype == "uint8":
+            examples[port.name] = random.integers(0, 256, shape, dtype="uint8")
+        else:
+            drawn = random.random(shape) if port.value_range else random.standard_normal(shape)
+            examples[port.name] = drawn.astype(port.dtype)
+    return examples
+
+
+def check_inputs(values, part, name):
+    """`{port: array}` in the types of a part's inputs; raises ValueError where an array does not fit its port.
+
+    Args:
+        values: an array, or a list of them for a part with several inputs.
+        part: `Part`.
+        name: what errors call it.
+    """
+    if len(part.inputs) == 1:
+        return {part.inputs[0].name: check_array(values, part.inputs[0], name)}
+    arrays = checks.inputs(values, {port.name: port.shape[1:] for port in part.inputs}, name)
+    return {
+        port.name: check_array(array, port, f"{name}, input {port.name!r}")
+        for port, array in zip(part.inputs, arrays, strict=True)
+    }
 
 
 def check_array(x, port, name):
@@ -63,16 +86,16 @@ def batch_sizes(part):
 
 
 def batches(parts, examples):
-    """`{part: {batch size: {port: array}}}`: inputs of every part; the decoder's are codes of the examples."""
+    """`{part: {batch size: {port: array}}}`: inputs of every part, from `{port: array}`; the decoder's are codes of these examples."""
     inputs, start, random = {part.name: {} for part in parts}, 0, np.random.default_rng(1)
     for size in batch_sizes(parts[0]):
-        x = examples[start : start + size]
+        batch = {name: array[start : start + size] for name, array in examples.items()}
         start += size
         # On the CPU, where float32 is float32: a GPU may multiply in TF32.
         with tf.device("/CPU:0"):
-            codes = np.asarray(parts[0].reference(x)[0])
+            codes = np.asarray(parts[0].reference(*batch.values())[0])
         values = {
-            "x": x,
+            **batch,
             "z": codes,
             "noise": random.standard_normal(codes.shape).astype(codes.dtype),
             "num_samples": np.int32(size),

@@ -1,8 +1,10 @@
 """What is exported of a model: its parts, each a function with named ports."""
 
+import keyword
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import tensorflow as tf
 
 from kerasae import losses
@@ -15,6 +17,7 @@ _MEANINGS = {
     "z_log_var": "the natural logarithm of the variance of q(z|x)",
     "log_variance": "the natural logarithm of the variance of p(x|z)",
 }
+_SAMPLER_NAMES = ("noise", "num_samples", "seed")
 # In the names of operators of TensorFlow and ONNX that draw random numbers, and the one name that says something else.
 _RANDOM = ("Random", "Multinomial", "TruncatedNormal", "Stateful", "Rng", "Bernoulli")
 _CALL = "StatefulPartitionedCall"
@@ -112,9 +115,12 @@ def parts_of(model, image_input=None, batch_size=None):
     """The parts of a kerasae model: encoder, decoder, both in a row, the score, and what samples if it is variational.
 
     Args:
-        model: kerasae model.
+        model: kerasae model. The further inputs of its encoder are ports by their own names, beside `x`.
         image_input: `"uint8"` for parts that take images of 0 to 255 and divide by 255 themselves.
         batch_size: the only one, or `None` for any.
+
+    Raises:
+        ValueError: if such a name can't be a port's.
     """
     encoder, decoder = model.encoder, model.decoder
     batch_size = batch_size or encoder.inputs[0].shape[0]
@@ -136,53 +142,69 @@ def parts_of(model, image_input=None, batch_size=None):
     )
     definition, _ = score_of(model)
     score = Port("score", (batch_size,), "float32", None, definition)
+    side = tuple(port(tensor.name, tensor, "side information about x") for tensor in encoder.inputs[1:])
+    _check_names([p.name for p in side], [p.name for p in (x, z, score, *codes, *reconstructions)])
 
-    def prepare(x):
-        return tf.cast(x, "float32") / 255.0 if image_input else x
+    def prepare(x, *side):
+        """What the encoder takes."""
+        x = tf.cast(x, "float32") / 255.0 if image_input else x
+        return [x, *side] if side else x
 
-    def encode(x):
-        return tf.nest.flatten(encoder(prepare(x), training=False))
+    def encode(*inputs):
+        return tf.nest.flatten(encoder(prepare(*inputs), training=False))
 
     def decode(z):
         return tf.nest.flatten(decoder(z, training=False))
 
-    def reconstruct(x):
-        code = model.code_of(encoder(prepare(x), training=False))
+    def reconstruct(*inputs):
+        code = model.code_of(encoder(prepare(*inputs), training=False))
         return [model.reconstruction_of(decoder(code, training=False))]
 
-    def call(x):
-        return tf.nest.flatten(model(prepare(x), training=False))
+    def call(*inputs):
+        return tf.nest.flatten(model(prepare(*inputs), training=False))
 
-    def measure(x):
-        x = prepare(x)
+    def measure(*inputs):
+        x = prepare(*inputs)
         encoded = encoder(x, training=False)
         # Not `forward`: a family may compute more there, such as a Jacobian, that the score leaves out.
-        loss = model.reconstruction_loss(x, model.reconstruct(model.code_of(encoded), training=False))
+        outputs = model.reconstruct(model.code_of(encoded), training=False)
+        loss = model.reconstruction_loss(model.target_of(x), outputs)
         return [loss + losses.kl_standard_normal(*encoded) if isinstance(model, VariationalAutoencoder) else loss]
 
-    def evaluate(x):
-        x = prepare(x)
+    def evaluate(*inputs):
+        x = prepare(*inputs)
+        target = model.target_of(x)
         if isinstance(model, VariationalAutoencoder):
-            return [sum(model.terms(x, model.forward(x, training=False, sample=False)).values())]
-        return [Autoencoder.terms(model, x, Autoencoder.forward(model, x, training=False))["reconstruction_loss"]]
+            return [sum(model.terms(target, model.forward(x, training=False, sample=False)).values())]
+        return [Autoencoder.terms(model, target, Autoencoder.forward(model, x, training=False))["reconstruction_loss"]]
 
     parts = [
-        Part("encoder", "encode", "from examples to their codes", (x,), codes, encode, encode),
+        Part("encoder", "encode", "from examples to their codes", (x, *side), codes, encode, encode),
         Part("decoder", "decode", "from codes to reconstructions", (z,), reconstructions, decode, decode),
         Part(
             "autoencoder",
             "reconstruct",
             "from examples to reconstructions",
-            (x,),
+            (x, *side),
             reconstructions[:1],
             reconstruct,
             call,
         ),
-        Part("score", "score", "how badly each example is reconstructed", (x,), (score,), measure, evaluate),
+        Part("score", "score", "how badly each example is reconstructed", (x, *side), (score,), measure, evaluate),
     ]
     if isinstance(model, VariationalAutoencoder):
         parts += _samplers(decode, z, reconstructions[0])
     return parts
+
+
+def _check_names(side, others):
+    taken = {*others, *_SAMPLER_NAMES}
+    bad = [name for name in side if name in taken or keyword.iskeyword(name) or not name.isidentifier()]
+    if bad:
+        raise ValueError(
+            f"The encoder's inputs beside the first are deployed by their names, and {bad} can't be: names must be identifiers, and not "
+            f"those of other ports, {sorted(taken)}. Build the encoder with others: keras.Input(..., name='condition')."
+        )
 
 
 def _samplers(decode, z, reconstruction):
@@ -213,6 +235,37 @@ def _samplers(decode, z, reconstruction):
             seeded=True,
         ),
     ]
+
+
+def parts_of_estimator(estimator, batch_size=None):
+    """The parts of a fitted estimator of `kerasae.tasks`: each job from the raw input to the answer, scaling and all.
+
+    Args:
+        estimator: has `deployed_parts`, a method that gives a list of `kerasae.tasks.base.DeployedPart`.
+        batch_size: the only one, or `None` for any.
+    """
+    return [_part_of(deployed, batch_size) for deployed in estimator.deployed_parts()]
+
+
+def _part_of(deployed, batch_size):
+    network = deployed.network
+    policies = {layer.compute_dtype for layer in network._flatten_layers()} & set(_OTHER_FLOATS)
+    if policies:
+        raise ExportError(f"The estimator's model computes in {sorted(policies)}. Fit one in float32 to export it.")
+
+    def port(name, tensor, meaning):
+        return Port(name, (batch_size, *tensor.shape[1:]), tensor.dtype, None, meaning)
+
+    output = port(deployed.output_name, network.outputs[0], deployed.output_meaning)
+
+    def compute(x):
+        return [network(x, training=False)]
+
+    def answer(x):
+        return [np.asarray(deployed.answer(x)).astype(output.dtype)]
+
+    inputs = (port(deployed.input_name, network.inputs[0], deployed.input_meaning),)
+    return Part(deployed.name, deployed.name, deployed.meaning, inputs, (output,), compute, answer)
 
 
 def score_of(model):

@@ -7,76 +7,128 @@ _JS_ARRAYS = {"float32": "Float32Array", "float64": "Float64Array", "uint8": "Ui
 
 def readme(manifest):
     """Markdown with snippets that run as they stand, in the bundle's folder."""
+    if manifest["score"] is None:
+        return _estimator_readme(manifest)
     parts = {part["name"]: part for part in manifest["parts"]}
-    x = parts["encoder"]["inputs"][0]
+    ports = parts["encoder"]["inputs"]
     codes = [port["name"] for port in parts["encoder"]["outputs"]]
-    # Free sizes need some number in a snippet.
-    shape = [size if isinstance(size, int) else free for size, free in zip(x["shape"], [1, *[32] * 9], strict=False)]
-    array = f'x = np.zeros({tuple(shape)}, "{x["dtype"]}")  # your examples'
     score = manifest["score"]
     sections = [
-        f"# An autoencoder: {manifest['family']}\n\n"
-        f"Written by kerasae {manifest['versions']['kerasae']}. To run it, neither Keras nor kerasae is needed. "
-        "`manifest.json` holds the ports, versions, measurements, and size and SHA-256 of every file.\n",
-        "| part | input | output |\n|---|---|---|\n"
-        + "\n".join(
-            f"| {part['name']}: {part['meaning']} | {_ports(part['inputs'])} | {_ports(part['outputs'])} |"
-            for part in manifest["parts"]
-        )
+        _head("An autoencoder", manifest)
         + f"\n\n`score`: {score['definition']}; in {score['unit']}; {score['direction']}. "
         f"Preprocessing: {manifest['preprocessing']}.\n",
     ]
     if "onnx" in manifest["formats"]:
-        sections.append(_onnx(manifest, array, shape, x["dtype"], codes))
+        sections.append(_onnx(manifest, ports, codes))
     if "saved_model" in manifest["formats"]:
-        sections.append(_tensorflow(array, codes, "sample" in parts))
+        sections.append(_tensorflow(ports, codes, "sample" in parts))
     if "litert" in manifest["formats"]:
         sections.append(
             "## LiteRT\n\n`pip install numpy ai-edge-litert`\n\n```python\n"
             "import numpy as np\nfrom ai_edge_litert.interpreter import Interpreter\n\n"
             'reconstruct = Interpreter("autoencoder.tflite").get_signature_runner("reconstruct")\n'
-            f"{array}\n"
-            'reconstruction = reconstruct(x=x)["reconstruction"]\n'
+            f"{_arrays(ports)}\n"
+            f'reconstruction = reconstruct({"x=x" if len(ports) == 1 else "**inputs"})["reconstruction"]\n'
             "print(reconstruction.shape)\n```\n"
         )
     if manifest["variants"]:
         sections.append(_variants(manifest["variants"]))
-    parity = manifest["parity"]
-    sections.append(
+    return "\n".join([*sections, _checked(manifest["parity"])])
+
+
+def _estimator_readme(manifest):
+    """The same for an estimator: its parts take raw examples and give the answer."""
+    part = manifest["parts"][0]
+    x, output = part["inputs"][0], part["outputs"][0]["name"]
+    array = f'x = np.zeros({tuple([1, *x["shape"][1:]])}, "{x["dtype"]}")  # your examples, unscaled'
+    sections = [_head("A fitted estimator", manifest) + f"\n\nPreprocessing: {manifest['preprocessing']}.\n"]
+    if "onnx" in manifest["formats"]:
+        sections.append(
+            "## ONNX Runtime\n\n`pip install numpy onnxruntime`\n\n```python\nimport numpy as np\nimport onnxruntime\n\n"
+            f'session = onnxruntime.InferenceSession("{part["onnx"]["file"]}")\n{array}\n'
+            f'({output},) = session.run(None, {{"{x["name"]}": x}})\nprint({output}.shape)\n```\n'
+        )
+    if "saved_model" in manifest["formats"]:
+        sections.append(
+            "## TensorFlow\n\n`pip install numpy tensorflow`\n\n```python\nimport numpy as np\nimport tensorflow as tf\n\n"
+            f'model = tf.saved_model.load("saved_model")\n{array}\n'
+            f'{output} = model.signatures["{part["name"]}"]({x["name"]}=tf.constant(x))["{output}"]\n'
+            f"print({output}.shape)\n```\n\n`request.json` holds a made-up example for TensorFlow Serving.\n"
+        )
+    return "\n".join([*sections, _checked(manifest["parity"])])
+
+
+def _head(title, manifest):
+    """The title, and a table of the parts."""
+    return (
+        f"# {title}: {manifest['family']}\n\n"
+        f"Written by kerasae {manifest['versions']['kerasae']}. To run it, neither Keras nor kerasae is needed. "
+        "`manifest.json` holds the ports, versions, measurements, and size and SHA-256 of every file.\n\n"
+        "| part | input | output |\n|---|---|---|\n"
+        + "\n".join(
+            f"| {part['name']}: {part['meaning']} | {_ports(part['inputs'])} | {_ports(part['outputs'])} |"
+            for part in manifest["parts"]
+        )
+    )
+
+
+def _checked(parity):
+    """How the files were checked."""
+    return (
         "## Checked\n\nBefore it was given, every part in every format was run in a process without Keras, at batch "
         f"sizes {' and '.join(map(str, parity['batch_sizes']))}, on {parity['examples']} examples. The largest "
         f"difference from Keras was {parity['max_relative_difference']:.1e} of the largest value (tolerance "
         f"{max(parity['tolerance'].values()):g}).\n"
     )
-    return "\n".join(sections)
 
 
-def _onnx(manifest, array, shape, dtype, codes):
+def _shape(port):
+    # Free sizes need some number in a snippet.
+    return [size if isinstance(size, int) else free for size, free in zip(port["shape"], [1, *[32] * 9], strict=False)]
+
+
+def _arrays(ports):
+    """Python that makes `x`, or, of several inputs, a dict `inputs` with all."""
+    arrays = [f'np.zeros({tuple(_shape(port))}, "{port["dtype"]}")' for port in ports]
+    if len(ports) == 1:
+        return f"x = {arrays[0]}  # your examples"
+    lines = [f'    "{port["name"]}": {array},' for port, array in zip(ports, arrays, strict=True)]
+    return "\n".join(["inputs = {  # your examples", *lines, "}"])
+
+
+def _onnx(manifest, ports, codes):
     unpacked = ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)"
+    feed = '{"x": x}' if len(ports) == 1 else "inputs"
+    tensors = "".join(
+        f'  {port["name"]}: new ort.Tensor("{port["dtype"]}", '
+        f"new {_JS_ARRAYS.get(port['dtype'], 'Float32Array')}({math.prod(_shape(port))}), {_shape(port)}),\n"
+        for port in ports
+    )
     return (
         "## ONNX Runtime\n\n`pip install numpy onnxruntime`\n\n```python\n"
         "import numpy as np\nimport onnxruntime\n\n"
         'encoder = onnxruntime.InferenceSession("encoder.onnx")\n'
         'decoder = onnxruntime.InferenceSession("decoder.onnx")\n'
         'scorer = onnxruntime.InferenceSession("score.onnx")\n'
-        f"{array}\n"
-        f'{unpacked} = encoder.run(None, {{"x": x}})\n'
+        f"{_arrays(ports)}\n"
+        f"{unpacked} = encoder.run(None, {feed})\n"
         f'(reconstruction,) = decoder.run(["reconstruction"], {{"z": {codes[0]}}})\n'
-        '(score,) = scorer.run(None, {"x": x})\n'
+        f"(score,) = scorer.run(None, {feed})\n"
         "print(reconstruction.shape)\n```\n\n"
         f"`autoencoder.onnx` is encoder and decoder in a row. Opset {manifest['onnx']['opset']}, standard operators "
         "only.\n\n"
         "## Node.js\n\n`npm install onnxruntime-node`\n\n```js\n"
         'import * as ort from "onnxruntime-node";\n\n'
         'const autoencoder = await ort.InferenceSession.create("autoencoder.onnx");\n'
-        f"const shape = {shape};\n"
-        f"const data = new {_JS_ARRAYS.get(dtype, 'Float32Array')}({math.prod(shape)}); // your examples\n"
-        f'const {{ reconstruction }} = await autoencoder.run({{ x: new ort.Tensor("{dtype}", data, shape) }});\n'
+        f"const inputs = {{ // your examples\n{tensors}}};\n"
+        "const { reconstruction } = await autoencoder.run(inputs);\n"
         "console.log(reconstruction.dims);\n```\n"
     )
 
 
-def _tensorflow(array, codes, can_sample):
+def _tensorflow(ports, codes, can_sample):
+    feed = "x=tf.constant(x)" if len(ports) == 1 else "**inputs"
+    tensors = "" if len(ports) == 1 else "inputs = {name: tf.constant(value) for name, value in inputs.items()}\n"
     sample = ""
     if can_sample:
         sample = (
@@ -87,10 +139,10 @@ def _tensorflow(array, codes, can_sample):
         "## TensorFlow\n\n`pip install numpy tensorflow`\n\n```python\n"
         "import numpy as np\nimport tensorflow as tf\n\n"
         'model = tf.saved_model.load("saved_model")\n'
-        f"{array}\n"
-        'codes = model.signatures["encode"](x=tf.constant(x))\n'
+        f"{_arrays(ports)}\n{tensors}"
+        f'codes = model.signatures["encode"]({feed})\n'
         f'reconstruction = model.signatures["decode"](z=codes["{codes[0]}"])["reconstruction"]\n'
-        'score = model.signatures["score"](x=tf.constant(x))["score"]\n'
+        f'score = model.signatures["score"]({feed})["score"]\n'
         "print(reconstruction.shape)\n```\n\n"
         '`model.signatures["reconstruct"]` is encoder and decoder in a row.\n\n'
         f"{sample}"

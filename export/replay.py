@@ -49,20 +49,23 @@ def saved_model_runner(loaded, part):
 
 
 def measure(file, examples, batch_sizes):
-    """What an ONNX file answers for examples, and the median milliseconds of a run on one thread, by batch size."""
+    """What an ONNX file answers for examples, `{port: array}`, and the median milliseconds of a run on one thread, by batch size."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    (port,) = session.get_inputs()
-    step = batch_sizes[-1]
-    answers = [session.run(None, {port.name: examples[i : i + step]}) for i in range(0, len(examples), step)]
+    step, count = batch_sizes[-1], len(next(iter(examples.values())))
+
+    def rows(start, size):
+        return {name: array[start : start + size] for name, array in examples.items()}
+
+    answers = [session.run(None, rows(start, step)) for start in range(0, count, step)]
     names = [output.name for output in session.get_outputs()]
     outputs = {name: np.concatenate(batches) for name, batches in zip(names, zip(*answers, strict=True), strict=True)}
     latency = {}
     for size in batch_sizes:
-        feed, times = {port.name: examples[:size]}, []
+        feed, times = rows(0, size), []
         started = time.perf_counter()
         while len(times) < _RUNS and time.perf_counter() - started < _SECONDS:
             before = time.perf_counter()
@@ -96,7 +99,7 @@ def main(folder):
     for number, file in enumerate(task["measured_files"]):
         path = str(Path(task["bundle"]) / file["file"])
         try:
-            answers, latency = measure(path, inputs[file["part"]], task["batch_sizes"])
+            answers, latency = measure(path, {name: inputs[name] for name in file["inputs"]}, task["batch_sizes"])
         except Exception as error:
             errors.append({"format": file["file"], "part": file["part"], "error": f"{type(error).__name__}: {error}"})
             continue

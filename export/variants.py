@@ -33,7 +33,7 @@ def convert(model, variant, part, metadata, examples):
             the activations' ranges measured beforehand.
         part: `Part`.
         metadata: as in `onnx_files.convert`.
-        examples: the part's inputs that the ranges are measured on, `(n, ...)`; only for `"int8_static"`.
+        examples: the part's inputs that the ranges are measured on, `{port: array}`; only for `"int8_static"`.
 
     Returns:
         `onnx.ModelProto`, checked.
@@ -106,7 +106,7 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
     Args:
         parts: list of `Part`.
         variants: which there are.
-        examples: `(n, ...)`, as the encoder takes them.
+        examples: `{port: array}`, as the encoder takes them.
         prepare: from examples to what is reconstructed, as NumPy.
         bundle: folder with the files.
         workspace: new folder for what goes to and from the process.
@@ -121,25 +121,30 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
     parts = [part for part in parts if part.name in PARTS]
     size = parts[0].inputs[0].shape[0]
     sizes = [size] if size else [1, 32]
-    rows = np.concatenate(batches(np.arange(len(examples)), sizes[-1]))
     # (file's part, its variant); float32 first, which the others are held against
     keys = [(part, variant) for part in parts for variant in ("float32", *variants)]
     names = [file_name(part, variant) for part, variant in keys]
-    codes = first_output(parts[0], examples)
+    values = {**examples, "z": first_output(parts[0], examples)}
     task = {
         "bundle": str(bundle),
         "parts": [],
-        "measured_files": [{"part": key[0].name, "file": name} for key, name in zip(keys, names, strict=True)],
+        "measured_files": [
+            {"part": key[0].name, "file": name, "inputs": [port.name for port in key[0].inputs]}
+            for key, name in zip(keys, names, strict=True)
+        ],
         "batch_sizes": sizes,
     }
-    arrays = {"encoder": examples[rows], "decoder": codes[rows], "autoencoder": examples[rows]}
+    arrays = {
+        name: np.concatenate([batch[name] for batch in batches({name: array}, sizes[-1])])
+        for name, array in values.items()
+    }
     result, outputs = parity.run_alone(task, arrays, workspace)
     answers = {
         (key[0].name, key[1]): {port.name: outputs[f"{number}.{port.name}"] for port in key[0].outputs}
         for number, key in enumerate(keys)
     }
     latencies = {(key[0].name, key[1]): latency for key, latency in zip(keys, result["latencies"], strict=True)}
-    files, x = [], prepare(examples).astype("float64")
+    files, x = [], prepare(examples["x"]).astype("float64")
     for (part, variant), name in zip(keys, names, strict=True):
         bad = [port for port, answer in answers[part.name, variant].items() if not np.isfinite(answer).all()]
         if bad:
@@ -175,8 +180,7 @@ def _reader(part, examples):
     """Batches for onnxruntime's calibration."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    size = part.inputs[0].shape[0] or 32
-    feeds = ({part.inputs[0].name: batch} for batch in batches(examples, size))
+    feeds = iter(batches(examples, part.inputs[0].shape[0] or 32))
 
     class Reader(CalibrationDataReader):
         def get_next(self):
@@ -186,16 +190,24 @@ def _reader(part, examples):
 
 
 def first_output(part, examples):
-    """What a part's first output is in Keras, such as the codes of examples."""
+    """What a part's first output is in Keras, such as the codes of examples, `{port: array}`."""
     size = part.inputs[0].shape[0] or 32
-    outputs = [np.asarray(part.reference(batch)[0]) for batch in batches(examples, size)]
-    return np.concatenate(outputs)[: len(examples)]
+    outputs = [np.asarray(part.reference(*batch.values())[0]) for batch in batches(examples, size)]
+    return np.concatenate(outputs)[: num_examples(examples)]
 
 
 def batches(examples, size):
-    """A list of whole batches, the last one filled up from the start."""
-    rows = np.arange(-(-len(examples) // size) * size) % len(examples)
-    return [examples[rows[start : start + size]] for start in range(0, len(rows), size)]
+    """A list of whole batches of `{port: array}`, the last one filled up from the start."""
+    count = num_examples(examples)
+    rows = np.arange(-(-count // size) * size) % count
+    return [
+        {name: array[rows[start : start + size]] for name, array in examples.items()}
+        for start in range(0, len(rows), size)
+    ]
+
+
+def num_examples(examples):
+    return len(next(iter(examples.values())))
 
 
 @contextlib.contextmanager

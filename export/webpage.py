@@ -86,6 +86,11 @@ def _image_shape(model, name):
     """Height and width, of a model that a drawing can be given to."""
     if not isinstance(model, Autoencoder):
         raise ValueError(f"`{name}` must be a kerasae model. Received: {model!r}")
+    if len(model.encoder.inputs) != 1:
+        names = [tensor.name for tensor in model.encoder.inputs]
+        raise ValueError(
+            f"A page needs a `{name}` with one input, and this one takes {names}. Export a bundle instead."
+        )
     x = model.encoder.inputs[0]
     shape = tuple(x.shape[1:])
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))

@@ -13,6 +13,7 @@ __version__ = version("kerasae")
 
 _ROOMS = (
     "builders",
+    "callbacks",
     "data",
     "export",
     "figures",
@@ -21,6 +22,8 @@ _ROOMS = (
     "metrics",
     "models",
     "networks",
+    "streams",
+    "tasks",
     "zoo",
 )
 

@@ -286,7 +286,7 @@ def k_sparse(
         {"output_activation": _output_activation(loss, output_activation), "tied": tied},
     )
     if own:
-        networks.check_pair(encoder, decoder)
+        encoder, decoder = networks.check_pair(encoder, decoder)
         encoder = keras.Model(encoder.inputs, layer(encoder.outputs[0]), name="encoder")
     return KSparseAutoencoder(encoder, decoder, loss=loss, **kwargs)
 

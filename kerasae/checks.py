@@ -101,6 +101,44 @@ def array(values, shape=None, name="x", unit_interval=False):
     return values
 
 
+def in_order(values, names, name="x"):
+    """Returns, as a list, what came for several inputs: in a list or tuple, or in a dict by name (others in it are left out)."""
+    if isinstance(values, dict) and set(names) <= set(values):
+        return [values[key] for key in names]
+    if isinstance(values, (list, tuple)) and len(values) == len(names):
+        return list(values)
+    received = f"a dict with {sorted(values)}" if isinstance(values, dict) else type(values).__name__
+    received += f" of {len(values)}" if isinstance(values, (list, tuple)) else ""
+    raise ValueError(
+        f"`{name}` must be a list, or a dict by name, of the {len(names)} inputs that the encoder takes: {list(names)}. "
+        "A dataset gives them as one entry, a dict or ((first, second),): in (first, second), the second is the target. "
+        f"Received: {received}"
+    )
+
+
+def inputs(values, shapes, name="x", unit_interval=False):
+    """Returns what came for several inputs as a list of arrays, each checked by `array`.
+
+    Args:
+        values: a list or tuple of arrays, or a dict by name.
+        shapes: `{name of an input: shape of one example}`, in order.
+        name: what the errors call it.
+        unit_interval: whether values of the first must lie in [0, 1].
+
+    Raises:
+        ValueError: as `array`, naming the input; where inputs are missing or hold different numbers of examples.
+    """
+    values = in_order(values, list(shapes), name)
+    arrays = [
+        array(entry, shape, f"{name}, input {key!r}", unit_interval and i == 0)
+        for i, (entry, (key, shape)) in enumerate(zip(values, shapes.items(), strict=True))
+    ]
+    lengths = {key: len(entry) for key, entry in zip(shapes, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"All inputs in `{name}` must hold the same number of examples. Received: {lengths}")
+    return arrays
+
+
 def _check_values(rows, name, unit_interval, start):
     low, high = float(rows.min()), float(rows.max())  # NaN if any entry is NaN
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import click
 
 import kerasae
+from kerasae import commands
+from kerasae.commands import check_writable
 
 _DATA_DIR = click.option(
     "--data-dir",
@@ -22,7 +23,11 @@ _ARRAY = click.Path(exists=True, dir_okay=False)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(kerasae.__version__, prog_name="kerasae")
 def cli():
-    """Autoencoders for Keras: fit one, get one ready-made, deploy one."""
+    """Autoencoders for Keras: fit one, get one ready-made, deploy one.
+
+    MODEL is everywhere a zoo id (`kerasae zoo list`), a .keras file, or a folder that `kerasae train` wrote. Results go to standard
+    output, progress to standard error. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py", "httpx", "httpx2"):
@@ -44,14 +49,16 @@ def main():
         sys.exit(1)
 
 
-def _check_writable(folder):
-    """Makes the folder; raises at once where nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise click.ClickException(f"Can't write into {folder}: {error.strerror}. Choose another --folder.") from error
+for command in (
+    commands.train,
+    commands.evaluate,
+    commands.figures_command,
+    commands.encode,
+    commands.reconstruct,
+    commands.sample,
+    commands.bulk,
+):
+    cli.add_command(command)
 
 
 # -- quickstart --------------------------------------------------------------------------------------------------------------------------
@@ -72,7 +79,8 @@ _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_d
 @_DATA_DIR
 def quickstart(dataset, folder, epochs, data_dir):
     """The whole road once: fit, evaluate, look, save, export, run without Keras."""
-    _check_writable(folder)
+    check_writable(folder)
+    commands.import_keras()
     import keras
     from sklearn.decomposition import PCA
 
@@ -228,7 +236,7 @@ def zoo_publish(folder, models, source):
     """
     from kerasae.zoo import making
 
-    _check_writable(folder)
+    check_writable(folder)
     for model_id in making.publish(folder, models, source):
         click.echo(model_id)
 
@@ -247,7 +255,7 @@ def zoo_train(recipe, folder, data_dir):
     path = kerasae.zoo.recipe_path(recipe)
     if folder is None:
         folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
-    _check_writable(folder)
+    check_writable(folder)
     making.make(path, folder, data_dir=data_dir)
     click.echo((folder / "card.md").read_text())
 
@@ -291,7 +299,7 @@ def zoo_evaluate(model_id, source, data_dir):
 @click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: npm fetches it.")
 @click.option("--replace", is_flag=True, help="Replace what is in FOLDER already.")
 def export_command(model, folder, page, denoiser, runtime, replace, **options):
-    """Export MODEL, a zoo id or a .keras file, to FOLDER as SavedModel and ONNX, proved to compute the same."""
+    """Export MODEL (zoo id, .keras file, folder of `kerasae train`) to FOLDER as SavedModel and ONNX, proved to compute the same."""
     options = {name: value for name, value in options.items() if value is not None and value != ()}
     for name, given in (("--denoiser", denoiser), ("--runtime", runtime)):
         if given and not page:
@@ -307,9 +315,9 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
 
         try:
             export.page(
-                _load(model),
+                commands.open_model(model).model,
                 folder,
-                denoiser=denoiser and _load(denoiser),
+                denoiser=denoiser and commands.open_model(denoiser).model,
                 runtime=runtime,
                 title=Path(model).stem,
                 replace=replace,
@@ -319,17 +327,8 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
             raise click.ClickException(str(error)) from error
         click.echo(f"Wrote {folder.resolve()}. Look at it: python -m http.server --directory {folder}")
         return
-    _export(_load(model), folder, replace=replace, **options)
+    _export(commands.open_model(model).model, folder, replace=replace, **options)
     click.echo(f"Wrote {folder.resolve()}")
-
-
-def _load(model):
-    """A model by its zoo id or `.keras` file."""
-    import keras
-
-    from kerasae import zoo
-
-    return keras.saving.load_model(model) if model.endswith(".keras") else zoo.load(model)
 
 
 def _export(model, folder, **options):

@@ -158,13 +158,16 @@ def _check(shape, hidden_units, network, name="input_shape"):
 
 
 def check_pair(encoder, decoder, num_codes=1, num_reconstructions=1):
-    """Raises `ValueError` unless the two models fit together: code to code, and back to the input's shape.
+    """Raises `ValueError` unless the two models fit together: code to code, and back to the first input's shape.
 
     Args:
-        encoder: built Keras model with one input.
+        encoder: built Keras model. Of several inputs, in a list or a dict, the first is what is reconstructed.
         decoder: built Keras model with one input.
         num_codes: how many outputs the encoder has; the first is the code that the decoder takes.
-        num_reconstructions: how many the decoder has, all of the input's shape.
+        num_reconstructions: how many the decoder has, all of the first input's shape.
+
+    Returns:
+        `(encoder, decoder)`. Of an encoder with a dict of inputs, the same layers with the inputs in a list, in the dict's order.
     """
     for model, name in ((encoder, "encoder"), (decoder, "decoder")):
         if not isinstance(model, keras.Model):
@@ -174,8 +177,10 @@ def check_pair(encoder, decoder, num_codes=1, num_reconstructions=1):
                 f"`{name}` must know its shapes: a Functional model, or a Sequential one that begins with keras.Input. "
                 f"Received: {model!r}"
             )
-        if len(model.inputs) != 1:
-            raise ValueError(f"`{name}` must have one input. Received {len(model.inputs)}: {model.inputs}")
+    if len(decoder.inputs) != 1:
+        raise ValueError(f"`decoder` must have one input. Received {len(decoder.inputs)}: {decoder.inputs}")
+    if len(encoder.inputs) != 1:
+        encoder = _with_inputs_in_a_list(encoder)
     if len(encoder.outputs) != num_codes:
         raise ValueError(
             f"`encoder` must have {num_codes} output(s). Received {len(encoder.outputs)}: {encoder.outputs}"
@@ -194,4 +199,19 @@ def check_pair(encoder, decoder, num_codes=1, num_reconstructions=1):
         if not checks.shapes_match(x, output.shape[1:]):
             raise ValueError(
                 f"`encoder` and `decoder` don't fit: the encoder takes examples of shape {x}, the decoder gives {output.shape[1:]}."
+                + (" Of several inputs, the first is reconstructed." if len(encoder.inputs) > 1 else "")
             )
+    return encoder, decoder
+
+
+def _with_inputs_in_a_list(encoder):
+    """An encoder whose `inputs` are in its author's order: of a dict Keras sorts them by name."""
+    structure = encoder.input
+    tensors = list(structure.values() if isinstance(structure, dict) else structure)
+    if not all(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
+        raise ValueError(
+            f"`encoder` must have its inputs in a list or a dict, without others inside. Received: {structure}"
+        )
+    if not isinstance(structure, dict):
+        return encoder
+    return keras.Model(tensors, encoder.output, name=encoder.name)

@@ -1,6 +1,10 @@
 """The command as a person runs it."""
 
+import csv
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,8 +13,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 import kerasae
+from kerasae import recipes
+from kerasae.cli import cli
 
 
 def run(*arguments, cwd, **kwargs):
@@ -85,7 +93,9 @@ def test_quickstart_names_near_datasets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--version"], ["--help"], ["zoo", "list"], ["zoo", "show", "variational-dense-digits"]], ids=" ".join
+    "arguments",
+    [["--version"], ["--help"], ["train", "--help"], ["zoo", "list"], ["zoo", "show", "variational-dense-digits"]],
+    ids=" ".join,
 )
 def test_answers_without_tensorflow(arguments, tmp_path):
     code = (
@@ -119,7 +129,9 @@ def test_zoo_train_and_evaluate(tmp_path):
     assert result.returncode == 0, result.stderr
     assert {p.name for p in (tmp_path / "mine").iterdir()} == {
         "recipe.toml",
+        "data.json",
         "model.keras",
+        "history.json",
         "metrics.json",
         "card.md",
         "preview.png",
@@ -136,3 +148,228 @@ def test_quickstart_on_mnist(tmp_path):
     result = run("quickstart", "--dataset", "mnist", "--epochs", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "60,000 training and 10,000 test images" in result.stdout
+
+
+# -- train, and what is done with what it leaves -----------------------------------------------------------------------------------------
+
+SMALL = ["--epochs", "2", "--latent-dim", "2", "--hidden-units", "8"]
+
+
+def call(*arguments, code=0):
+    """Runs the command in this process; gives what it printed, or the error that it ends with."""
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    if isinstance(result.exception, (ValueError, OSError)):
+        assert code == 1, result.exception  # as `main` says it
+        return str(result.exception)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output if code else result.stdout
+
+
+def write_table(path, columns, num_rows=60, seed=0):
+    values = np.random.default_rng(seed).normal(size=(num_rows, len(columns))) * 100 + 1e6
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([columns, *values.tolist()])
+    return values
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with `digits`, a run on digits, and `table`, one on table.csv; and what the first printed."""
+    root = tmp_path_factory.mktemp("trained")
+    write_table(root / "table.csv", ["a", "b", "c"])
+    printed = call("train", "variational", "--data", "digits", "--folder", root / "digits", *SMALL, "--json")
+    call("train", "variational", "--data", root / "table.csv", "--folder", root / "table", *SMALL)
+    return root, printed
+
+
+def test_a_run_is_complete_in_itself(trained):
+    root, printed = trained
+    result = json.loads(printed)  # one object, and nothing else
+    run = root / "digits"
+    assert {p.name for p in run.iterdir()} == {
+        *("recipe.toml", "data.json", "model.keras", "history.json", "history.csv", "metrics.json"),
+        *("figures", "report.html"),
+    }
+    assert {Path(f).as_posix() for f in result["files"]} >= {"report.html", "figures/reconstructions.png"}
+    history = json.loads((run / "history.json").read_text())
+    with open(run / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_loss"]) for row in rows] == history["val_loss"]
+    assert len(rows) == 2
+    recipe = recipes.read(run / "recipe.toml")
+    assert recipe.family == "variational"
+    assert recipe.model == {"latent_dim": 2, "hidden_units": [8]}
+    values = {record["metric"]: record["value"] for record in result["metrics"]}
+    _, x_test = kerasae.data.load("digits")
+    model = keras.saving.load_model(run / "model.keras")
+    expected = kerasae.metrics.squared_error(x_test, model.predict(x_test, verbose=0))
+    assert values["squared_error"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluate_measures_what_was_held_out(trained):
+    root, printed = trained
+    recorded = {r["metric"]: r["value"] for r in json.loads(printed)["metrics"]}
+    again = json.loads(call("evaluate", root / "digits", "--json"))
+    assert again["num_examples"] == 360
+    assert {r["metric"]: r["value"] for r in again["metrics"]} == pytest.approx(recorded, rel=1e-4)
+    given = json.loads(call("evaluate", root / "digits" / "model.keras", "--data", "digits", "--json"))
+    assert {r["metric"] for r in given["metrics"]} == {"squared_error", "psnr", "negative_elbo", "active_units"}
+    # the training data, named again, are not what a model is measured on
+    table = json.loads(call("evaluate", root / "table", "--data", root / "table.csv", "--json"))
+    assert table["num_examples"] == 6
+
+
+def test_tables_go_through_the_run_s_scaling(trained, tmp_path):
+    root, _ = trained
+    model = keras.saving.load_model(root / "table" / "model.keras")
+    values = write_table(tmp_path / "new.csv", ["a", "b", "c"], 20, seed=1)
+    facts = json.loads((root / "table" / "data.json").read_text())["preparation"]
+    x = ((values - facts["offset"]) / facts["scale"]).astype("float32")
+    call("encode", root / "table", tmp_path / "new.csv", tmp_path / "z.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "z.npy"), model.encode(x), atol=1e-5)
+    call("reconstruct", root / "table", tmp_path / "new.csv", tmp_path / "x.csv")
+    made = np.genfromtxt(tmp_path / "x.csv", delimiter=",", skip_header=1)
+    expected = model.predict(x, verbose=0) * facts["scale"] + facts["offset"]
+    np.testing.assert_allclose(made, expected, rtol=1e-6)
+    assert (tmp_path / "x.csv").read_text().splitlines()[0] == '"a","b","c"'
+    call("sample", root / "table", tmp_path / "s.parquet", "--num", 7, "--seed", 1)
+    from pyarrow import parquet
+
+    assert parquet.read_table(tmp_path / "s.parquet").column_names == ["a", "b", "c"]
+    assert "is there already" in call("encode", root / "table", tmp_path / "new.csv", tmp_path / "z.npy", code=1)
+
+
+def test_images_come_out_as_images(trained, tmp_path):
+    root, _ = trained
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (30, 50), (255, 255, 255)).save(tmp_path / "photos" / "white.jpg")
+    call("reconstruct", root / "digits", tmp_path / "photos", tmp_path / "out")
+    model = keras.saving.load_model(root / "digits" / "model.keras")
+    expected = model.predict(np.ones((1, 8, 8, 1), "float32"), verbose=0)[0, ..., 0]
+    np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "out" / "white.png")) / 255, expected, atol=1 / 255)
+    call("sample", root / "digits", tmp_path / "grid.png", "--num", 4)
+    assert Image.open(tmp_path / "grid.png").size[0] > 100
+    call("encode", root / "digits", "digits", tmp_path / "z.npz")
+    with np.load(tmp_path / "z.npz") as z:
+        assert z["z"].shape == (360, 2)
+        assert z["label"].shape == (360,)
+    result = json.loads(call("figures", root / "digits", "--folder", tmp_path / "figures", "--json"))
+    assert {"training", "latent_grid", "samples", "unit_kl"} <= set(result["figures"])
+    assert all(Path(path).is_file() for path in result["figures"].values())
+    undercomplete = "undercomplete-dense-digits"
+    assert "only variational" in call("sample", undercomplete, tmp_path / "no.npy", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("train varational --data digits --folder run", 2, "Did you mean 'variational'"),
+        ("train variational --data digits --folder run --set betta=2", 2, "Did you mean 'beta'"),
+        ("train variational --folder run", 2, "Train on what?"),
+        ("train --folder run", 2, "Train what?"),
+        ("train variational --data ./phtos --folder run", 1, "no file or folder './phtos'"),
+        ("train variational --data phtos --folder run", 1, "no file or folder 'phtos'; unknown dataset"),
+        ("train variational --data few.csv --folder run", 1, "At least 10 examples are needed"),
+        ("train variational --data few.csv --folder few.csv", 1, "is a file"),
+        ("train variational --data few.csv --folder .", 1, "is not empty, it holds other files"),
+        ("train --resume --folder missing", 1, "no run in missing to resume"),
+        ("evaluate variational-dense-digit", 1, "Did you mean one of"),
+        ("evaluate missing.keras", 1, "no file 'missing.keras'"),
+        ("evaluate torn.keras", 1, "can't be loaded by Keras"),
+        ("evaluate .", 1, "no folder that `kerasae train` wrote"),
+        ("encode variational-dense-digits digits missing/z.npy", 1, "no folder missing"),
+        ("encode variational-dense-digits digits z.txt", 2, "OUT must end in .npy"),
+    ],
+)
+def test_mistakes_are_said_at_the_door(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "few.csv", ["a", "b"], 5)
+    (tmp_path / "torn.keras").write_text("no model")
+    assert message in call(*arguments.split(), code=code)
+    assert {p.name for p in tmp_path.iterdir()} == {"few.csv", "torn.keras"}  # nothing is left behind
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_goes_on_with_the_same_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "table.csv", ["a", "b", "c"])
+    train = ["train", "undercomplete", "--data", "table.csv", "--folder", "run", *SMALL]
+    fit = kerasae.models.Autoencoder.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            kerasae.models.Autoencoder,
+            "fit",
+            lambda self, *args, callbacks, **kwargs: fit(self, *args, callbacks=[*callbacks, Stop()], **kwargs),
+        )
+        result = CliRunner().invoke(cli, train)
+    assert "Go on with: kerasae train --resume --folder run" in result.stderr
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".checkpoint"]
+    assert "--resume goes on with it" in call(*train, code=1)
+    assert "is not finished" in call("evaluate", "run", code=1)
+    assert "training.epochs was 2 and is 3" in call(*train, "--epochs", 3, "--resume", code=1)
+    content = Path("table.csv").read_bytes()
+    write_table(tmp_path / "table.csv", ["a", "b", "c"], seed=5)
+    assert "have changed since the run" in call("train", "--resume", "--folder", "run", code=1)
+    Path("table.csv").write_bytes(content)
+    result = json.loads(call("train", "--resume", "--folder", "run", "--json"))
+    assert result["training"]["epochs_in_this_process"] == 1
+    assert len(json.loads(Path("run/history.json").read_text())["loss"]) == 2
+    assert not Path("run/.checkpoint").exists()
+    # finished: --resume has nothing to do, and without --overwrite nothing is trained over it
+    assert json.loads(call("train", "--resume", "--folder", "run", "--json"))["model"] == result["model"]
+    assert "holds a finished run" in call(*train, code=1)
+    call(*train, "--overwrite", "--epochs", "1")
+    assert len(json.loads(Path("run/history.json").read_text())["loss"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_process_that_is_stopped_goes_on(how, tmp_path):
+    command = [str(Path(sys.executable).with_name("kerasae")), "train", "undercomplete", "--data", "digits"]
+    process = subprocess.Popen([*command, "--folder", "run", "--epochs", "30"], cwd=tmp_path, stderr=subprocess.PIPE)
+    while not list((tmp_path / "run" / ".checkpoint").glob("epoch-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.communicate()
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    result = run("train", "--resume", "--folder", "run", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["training"]["epochs_in_this_process"] < 30
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one_process_does(tmp_path):
+    train = ["train", "undercomplete", "--data", "digits", *SMALL, "--batch-size", "64"]
+    for name, arguments in {"one": [], "two": ["--workers", "2"]}.items():
+        result = run(*train, "--folder", name, *arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    one, two = (keras.saving.load_model(tmp_path / name / "model.keras").get_weights() for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert not (tmp_path / "two" / ".checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_in_vain_says_so(tmp_path):
+    with socket.socket() as s, socket.socket() as t:
+        s.bind(("127.0.0.1", 0))
+        t.bind(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{x.getsockname()[1]}" for x in (s, t)]
+    config = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": 1}})
+    train = ["train", "undercomplete", "--data", "digits", "--folder", "run", "--wait", "10"]
+    result = run(*train, cwd=tmp_path, env={**os.environ, "TF_CONFIG": config})
+    assert result.returncode == 1
+    assert f"No answer from {addresses[0]}" in result.stderr
+
+
+def test_a_tf_config_that_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}')
+    assert "with an index of the list" in call(
+        "train", "linear", "--data", "digits", "--folder", tmp_path / "run", code=1
+    )

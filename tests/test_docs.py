@@ -1,4 +1,4 @@
-"""Every example in a docstring, and every Python block of the README, runs."""
+"""Every example in a docstring, and every Python block of the README and the handbook, runs."""
 
 import doctest
 import importlib
@@ -24,12 +24,22 @@ MODULES = [
     "data",
     "metrics",
     "figures",
+    "callbacks",
     "recipes",
+    "streams",
     "export",
     "zoo",
+    *(f"tasks.{path.stem}" for path in sorted((ROOT / "kerasae/tasks").glob("*.py")) if path.stem != "__init__"),
     *(f"models.{path.stem}" for path in sorted((ROOT / "kerasae/models").glob("*.py")) if path.stem != "__init__"),
 ]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+# A page's block, and why it is not run where a comment before it says so.
+PAGE_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+NOT_RUN = []
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def public_objects(module):
@@ -76,10 +86,54 @@ def test_public_objects_are_documented(module):
             assert doc, f"kerasae.{module}.{name} has no docstring"
 
 
-def test_readme_python_blocks(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Overcomplete")
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    assert blocks
+    text = (ROOT / page).read_text()
     namespace = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+    for block in PAGE_BLOCK.finditer(text):
+        if block["reason"] is None:
+            # On the page's own lines, so that a traceback names them.
+            code = "\n" * text[: block.start("code")].count("\n") + block["code"]
+            exec(compile(code, page, "exec"), namespace)
+
+
+def test_what_the_handbook_does_not_run_is_known():
+    marked = [
+        (page, block["reason"])
+        for page in PAGES
+        for block in PAGE_BLOCK.finditer((ROOT / page).read_text())
+        if block["reason"] is not None
+    ]
+    assert marked == NOT_RUN
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    path = ROOT / page
+    for target in LINK.findall(path.read_text()):
+        if not target.startswith(("http://", "https://", "#")):
+            file, _, heading = target.partition("#")
+            assert (path.parent / file).exists(), f"{page} links {target}"
+            if heading:
+                assert heading in headings(path.parent / file), f"{page} links {target}"
+
+
+def headings(path):
+    """The anchors that GitHub gives to a page's headings."""
+    for title in re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_every_page_of_the_handbook_can_be_reached():
+    reached, waiting = set(), {ROOT / "README.md"}
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        targets = (target.partition("#")[0] for target in LINK.findall(page.read_text()))
+        links = {
+            (page.parent / target).resolve() for target in targets if target.endswith(".md") and "://" not in target
+        }
+        waiting |= {link for link in links if link.exists()} - reached
+    assert {ROOT / page for page in PAGES} <= reached

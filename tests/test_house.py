@@ -15,9 +15,11 @@ FLOORS = [
     {"networks"},
     {"models"},
     {"builders"},
-    {"data", "metrics"},
-    {"recipes", "figures"},
+    {"data", "files", "metrics", "streams"},
+    {"recipes", "tasks", "figures"},
+    {"callbacks", "report", "workers"},
     {"export", "zoo"},
+    {"commands"},
     {"cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -99,6 +99,48 @@ def test_a_convolutional_bernoulli_estimate_agrees_with_numpy(digits):
     np.testing.assert_allclose(model.log_likelihood(x, 4000), expected, atol=0.05)
 
 
+class WithItsOwnLoss(VariationalAutoencoder):
+    """The same numbers by a loss that `log_likelihood` can't know: it takes the path for any likelihood."""
+
+    def reconstruction_loss(self, x, outputs):
+        return super().reconstruction_loss(x, outputs)
+
+
+@pytest.mark.parametrize("num_features", [5, 8, 13])
+@pytest.mark.parametrize("gray", [False, True])
+def test_the_bernoulli_path_agrees_with_the_one_for_any_likelihood(rng, num_features, gray):
+    model = builders.variational(num_features, 2, (4,))
+    kernel, bias = model.decoder.get_layer("logits").get_weights()
+    # Saturated both ways, where e^l would overflow.
+    model.decoder.get_layer("logits").set_weights([100 * kernel, bias + np.linspace(-150, 150, num_features)])
+    x = rng.random((6, num_features)).astype("float32")
+    x = x if gray else x.round()
+    expected = WithItsOwnLoss(model.encoder, model.decoder).log_likelihood(x, 200)
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(model.log_likelihood(x, 200), expected, rtol=1e-5)
+
+
+def test_many_rounds_lose_nothing(rng):
+    oracle = LinearGaussian(rng)
+    model = oracle.model()
+    # With the exact posterior all weights are equal. In float32 the sum would stand still, or drift, as it grows.
+    estimate = model.log_likelihood(oracle.x[:1], 200_000, decodings_at_once=20)
+    np.testing.assert_allclose(estimate, oracle.density.logpdf(oracle.x[:1]), atol=2e-5)
+
+
+def test_fewer_are_decoded_at_once_where_the_decoder_is_wide(digits):
+    small, large = builders.variational(4, 2, (8,)), builders.variational((64, 64, 3), 2, (16, 32), "conv")
+    assert small._decodings_that_fit(np.zeros((1, 4))) == 4096
+    widest = max(np.prod(layer.output.shape[1:]) for layer in large.decoder.layers)
+    fit = large._decodings_that_fit(np.zeros((1, 64, 64, 3)))
+    assert 1 < fit < 4096
+    assert 4 * fit * widest < 64 * 2**20
+    # 7 samples then take several rounds of one example each.
+    model = builders.variational((8, 8, 1), 2, (8,))
+    model._decodings_that_fit = lambda x: 3
+    assert np.isfinite(model.log_likelihood(digits[1][:2], 7)).all()
+
+
 @pytest.mark.parametrize("variance", [0.2, "learned", "predicted"])
 def test_gaussian_terms_against_scipy(rng, variance, digits):
     model = builders.variational((8, 8, 1), 3, (16,), likelihood="gaussian", variance=variance)

@@ -51,6 +51,9 @@ int main(int argc, char **argv) {
   check(ort->CreateSession(env, argv[1], options, &session));
   check(ort->GetAllocatorWithDefaultOptions(&allocator));
 
+  size_t inputs;
+  check(ort->SessionGetInputCount(session, &inputs));
+  if (inputs != 1) fail("This program is for parts with one input.");
   char *input_name, *output_name;
   check(ort->SessionGetInputName(session, 0, allocator, &input_name));
   check(ort->SessionGetOutputName(session, 0, allocator, &output_name));

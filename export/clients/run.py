@@ -3,7 +3,8 @@
     pip install numpy onnxruntime
     python run.py <bundle> [<request.json>]
 
-The request is `{"inputs": {"x": [example, ...]}}`, as TensorFlow Serving takes it; by default the one in the bundle.
+The request is `{"inputs": {"x": [example, ...]}}`, as TensorFlow Serving takes it, with other inputs beside `x` where
+the model has several; by default the one in the bundle.
 Prints JSON: the codes, the reconstruction and the score of every example.
 """
 
@@ -43,7 +44,7 @@ def main(bundle, request=None):
     inputs = json.loads(Path(request or Path(bundle) / "request.json").read_text(encoding="utf-8"))["inputs"]
     answers = {}
     for name in ("encoder", "autoencoder", "score"):
-        answers.update(parts[name](x=inputs["x"]))
+        answers.update(parts[name](**inputs))
     json.dump({name: answer.tolist() for name, answer in answers.items()}, sys.stdout)
 
 

@@ -25,8 +25,13 @@ class Autoencoder(keras.Model):
     ordinary Keras model: `fit(x)` reconstructs x, `fit(x, y)` learns to give y. `compile(loss=...)` replaces `d` by a Keras loss with
     Keras's meaning (`"mse"` is the **mean** over features). Regularisers of the networks' layers are added to `loss`.
 
+    An encoder may have several inputs, such as `keras.Model([image, label], z)`. The first is what is reconstructed; the others are
+    side information, with names, shapes and dtypes of their own. Data is then a list, a tuple, or a dict by the inputs' names:
+    `fit([images, labels])`, `encode({"image": images, "label": labels})`; a `tf.data.Dataset` gives such a dict, or `((image, label),)`.
+
     Args:
-        encoder: Functional (or built Sequential) Keras model, `(batch, *input_shape)` to `(batch, latent_dim)`.
+        encoder: Functional (or built Sequential) Keras model, `(batch, *input_shape)` to `(batch, latent_dim)`; of several inputs, in
+            a list or a dict, the first has that shape.
         decoder: Keras model back from codes to `(batch, *input_shape)`.
         loss: `d`: `"squared_error"`, `sum_i (x_i - x'_i)^2`, or `"binary_crossentropy"`, in nats, for data in [0, 1] and a decoder whose
             output lies in [0, 1]; where that decoder ends in `keras.layers.Activation("sigmoid")`, it is computed on the logits.
@@ -57,7 +62,7 @@ class Autoencoder(keras.Model):
 
     def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
         super().__init__(**kwargs)
-        check_pair(encoder, decoder, len(self.code_names), len(self.reconstruction_names))
+        encoder, decoder = check_pair(encoder, decoder, len(self.code_names), len(self.reconstruction_names))
         self.distortion = checks.choice(loss, "loss", RECONSTRUCTION_LOSSES)
         for layer in decoder.layers:
             if isinstance(layer, TiedDense):
@@ -89,7 +94,7 @@ class Autoencoder(keras.Model):
         return {}
 
     def forward(self, x, training):
-        """Everything the terms need of one pass: `{"z", "reconstruction", ...}`."""
+        """Everything the terms need of one pass: `{"z", "reconstruction", ...}`; x as `arranged` gives it."""
         z = self.encoder(x, training=training)
         return {"z": z, **self.reconstruct(z, training)}
 
@@ -116,8 +121,25 @@ class Autoencoder(keras.Model):
         """The stream of random numbers to draw from."""
         return self.seed_generator if training else self.evaluation_seed_generator
 
+    def arranged(self, x):
+        """A batch as the encoder takes it: as it is, or, for an encoder with several inputs, a list in their order."""
+        if len(self.encoder.inputs) == 1:
+            return x
+        return checks.in_order(x, [tensor.name for tensor in self.encoder.inputs])
+
+    def target_of(self, x):
+        """What is reconstructed of an arranged batch: itself, or its first input."""
+        return x if len(self.encoder.inputs) == 1 else x[0]
+
+    def check_examples(self, x, name="x", unit_interval=False):
+        """Arrays as the encoder takes them, arranged; raises `ValueError` on what it does not take, as `kerasae.checks.array`."""
+        shapes = {tensor.name: tensor.shape[1:] for tensor in self.encoder.inputs}
+        if len(shapes) == 1:
+            return checks.array(x, *shapes.values(), name=name, unit_interval=unit_interval)
+        return checks.inputs(x, shapes, name, unit_interval)
+
     def call(self, x, training=False):
-        return self.forward(x, training)["reconstruction"]
+        return self.forward(self.arranged(x), training)["reconstruction"]
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
@@ -185,7 +207,8 @@ class Autoencoder(keras.Model):
     def _loss(self, data, training):
         """The scalar loss of a batch, its terms tracked; and what `compute_metrics` takes."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = x if y is None else y
+        x = self.arranged(x)
+        y = self.target_of(x) if y is None else y
         batch_size = tf.shape(tf.nest.flatten(x)[0])[0]
         if distribution.num_replicas() == 1:
             outputs = self.forward(x, training=training)
@@ -226,7 +249,8 @@ class Autoencoder(keras.Model):
         # Under a strategy Keras builds what `compile` was given from the mean of the replicas' first batches, whose sizes may differ.
         if self._distribute_strategy is not None:
             with self._distribute_strategy.scope():
-                self._symbolic_build(data_batch=(self.encoder.inputs[0], self.decoder.outputs[0]))
+                x = self.encoder.inputs if len(self.encoder.inputs) > 1 else self.encoder.inputs[0]
+                self._symbolic_build(data_batch=(x, self.decoder.outputs[0]))
 
     @functools.wraps(keras.Model.compile)
     def compile(self, *args, **kwargs):
@@ -282,8 +306,8 @@ class Autoencoder(keras.Model):
         return super().predict(self._check_inputs(x), *args, **kwargs)
 
     def _check_inputs(self, x):
-        if _is_array(x):
-            return checks.array(x, self.encoder.inputs[0].shape[1:])
+        if _is_array(x) or (len(self.encoder.inputs) > 1 and not _is_batched(x)):
+            return self.check_examples(x)
         return x
 
     def _check_data(self, arguments, prefix=""):
@@ -291,36 +315,35 @@ class Autoencoder(keras.Model):
         x, y = arguments.get("x"), arguments.get("y")
         if x is None:
             raise ValueError(f"No {prefix}data: pass an array of examples or a tf.data.Dataset as `x`.")
-        input_shape, target_shape = self.encoder.inputs[0].shape[1:], self.decoder.outputs[0].shape[1:]
+        target_shape = self.decoder.outputs[0].shape[1:]
         if _is_batched(x):
-            self._check_batches(x, input_shape, target_shape, prefix)
+            self._check_batches(x, target_shape, prefix)
             return
         if isinstance(x, tuple) and len(x) == 1:
             (x,) = x
-        arguments["x"] = checks.array(
-            x, input_shape, name=f"{prefix}x", unit_interval=y is None and self.needs_unit_interval
-        )
+        x = self.check_examples(x, f"{prefix}x", unit_interval=y is None and self.needs_unit_interval)
+        arguments["x"], target = x, self.target_of(x)
         if y is not None:
             arguments["y"] = checks.array(y, target_shape, name=f"{prefix}y", unit_interval=self.needs_unit_interval)
-            if len(arguments["y"]) != len(arguments["x"]):
+            if len(arguments["y"]) != len(target):
                 raise ValueError(
                     f"{prefix}`x` and `y` must hold the same number of examples. "
-                    f"Received: {len(arguments['x'])} and {len(arguments['y'])}"
+                    f"Received: {len(target)} and {len(arguments['y'])}"
                 )
         if arguments.get("sample_weight") is not None:
             weights = checks.array(arguments["sample_weight"], name=f"{prefix}sample_weight")
-            if weights.shape not in {(len(arguments["x"]),), (len(arguments["x"]), 1)}:
+            if weights.shape not in {(len(target),), (len(target), 1)}:
                 raise ValueError(
-                    f"`{prefix}sample_weight` must have shape ({len(arguments['x'])},), a weight an example. "
+                    f"`{prefix}sample_weight` must have shape ({len(target)},), a weight an example. "
                     f"Received: {weights.shape}"
                 )
             arguments["sample_weight"] = weights
             # Without a target Keras would drop the weights in silence.
-            arguments.setdefault("y", arguments["x"])
+            arguments.setdefault("y", target)
             if arguments["y"] is None:
-                arguments["y"] = arguments["x"]
+                arguments["y"] = target
 
-    def _check_batches(self, batches, input_shape, target_shape, prefix):
+    def _check_batches(self, batches, target_shape, prefix):
         """Checks what can be known of a `tf.data.Dataset` or `PyDataset` before training: its form, and its first batch."""
         if isinstance(batches, tf.data.Dataset):
             first = next(iter(batches.take(1)), None)
@@ -332,7 +355,7 @@ class Autoencoder(keras.Model):
             raise ValueError(f"The {prefix}dataset is empty.")
         x, y, _ = keras.utils.unpack_x_y_sample_weight(first)
         where = f"{prefix}x in the dataset's first batch"
-        checks.array(x, input_shape, name=where, unit_interval=y is None and self.needs_unit_interval)
+        self.check_examples(x, where, unit_interval=y is None and self.needs_unit_interval)
         if y is not None:
             if len(np.shape(y)) != len(target_shape) + 1:
                 raise ValueError(
@@ -422,7 +445,8 @@ def _is_array(x):
 def _predict(network, x, batch_size, verbose):
     if _is_batched(x):
         return network.predict(x, verbose=verbose)
-    if network.distribute_strategy.num_replicas_in_sync > 1 and _is_array(x):
+    arrays = x if isinstance(x, list) else [x]
+    if network.distribute_strategy.num_replicas_in_sync > 1 and all(isinstance(a, np.ndarray) for a in arrays):
         return distribution.predict(network, x, batch_size, verbose)
     return network.predict(x, batch_size=batch_size, verbose=verbose)
 

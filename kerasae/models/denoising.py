@@ -45,7 +45,9 @@ class DenoisingAutoencoder(Autoencoder):
 
     def forward(self, x, training):
         if self.corruption is not None:
-            x = self.corruption(x, training=training)
+            corrupted = self.corruption(self.target_of(x), training=training)
+            # Side inputs stay as they are.
+            x = corrupted if len(self.encoder.inputs) == 1 else [corrupted, *x[1:]]
         return super().forward(x, training)
 
     def get_config(self):

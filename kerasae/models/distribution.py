@@ -42,19 +42,25 @@ def call_without_empty_batches(model, x, function):
     """
     if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers()):
         return function(x)
-    batch_size = tf.shape(x)[0]
-    padding = [[0, tf.maximum(1 - batch_size, 0)], *[[0, 0]] * (len(x.shape) - 1)]
-    padded = tf.ensure_shape(tf.pad(x, padding), (None, *x.shape[1:]))
-    return tf.nest.map_structure(lambda output: output[:batch_size], function(padded))
+    batch_size = tf.shape(tf.nest.flatten(x)[0])[0]
+
+    def padded(part):
+        padding = [[0, tf.maximum(1 - batch_size, 0)], *[[0, 0]] * (len(part.shape) - 1)]
+        return tf.ensure_shape(tf.pad(part, padding), (None, *part.shape[1:]))
+
+    return tf.nest.map_structure(lambda output: output[:batch_size], function(tf.nest.map_structure(padded, x)))
 
 
 def predict(network, x, batch_size, verbose):
-    """`network.predict` of an array, padded so that no replica's part of the last batch is empty; see `call_without_empty_batches`."""
-    replicas = network.distribute_strategy.num_replicas_in_sync
-    batch_size = min(batch_size, math.ceil(len(x) / replicas) * replicas)
-    padded = np.concatenate([x, np.zeros((-len(x) % batch_size, *x.shape[1:]), x.dtype)])
-    outputs = network.predict(padded, batch_size=batch_size, verbose=verbose)
-    return tf.nest.map_structure(lambda output: output[: len(x)], outputs)
+    """`network.predict` of arrays, padded so that no replica's part of the last batch is empty; see `call_without_empty_batches`."""
+    replicas, examples = network.distribute_strategy.num_replicas_in_sync, len(tf.nest.flatten(x)[0])
+    batch_size = min(batch_size, math.ceil(examples / replicas) * replicas)
+
+    def padded(part):
+        return np.concatenate([part, np.zeros((-examples % batch_size, *part.shape[1:]), part.dtype)])
+
+    outputs = network.predict(tf.nest.map_structure(padded, x), batch_size=batch_size, verbose=verbose)
+    return tf.nest.map_structure(lambda output: output[:examples], outputs)
 
 
 def sum_before_clipping(optimizer, gradients):

@@ -618,6 +618,8 @@ def _dense_stack(model):
     """The `_Layer`s of an autoencoder, bottom first; raises unless its decoder mirrors its encoder."""
     if not isinstance(model, Autoencoder):
         raise ValueError(f"`model` must be a kerasae.models.Autoencoder. Received: {model!r}")
+    if len(model.encoder.inputs) != 1:
+        raise _not_a_stack("encoder", f"it has {len(model.encoder.inputs)} inputs")
     encoder = _dense_chain(model.encoder, "encoder")
     decoder = _dense_chain(model.decoder, "decoder")[::-1]
     sizes = [(layer.input.shape[1], layer.units) for layer, _ in encoder]

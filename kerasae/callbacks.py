@@ -1,0 +1,167 @@
+"""Keras callbacks that serve every family."""
+
+import struct
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasae import checks, figures
+from kerasae.models import Autoencoder
+
+
+class Pictures(keras.callbacks.Callback):
+    """Draws what a model can do as it trains: every few epochs, and after the last.
+
+    - `reconstructions`: `x` beside its reconstructions; of a model that corrupts its input, `x` clean, corrupted and denoised. Where
+      examples are images.
+    - `samples`: of a model that has them, from the same codes each time. Where examples are images.
+    - `codes`: the codes of `x` as points, coloured by class: the codes themselves where there are two, else their first two principal
+      components, as the axes say. Where there are at least two.
+    - `units`: which units of the code carry information: the KL of each latent of a variational model, or the variance of each unit.
+
+    Each becomes `<folder>/epoch-0005-reconstructions.png`, epochs counted from 1 as in the progress bar and written whole or not at all;
+    and an image of that name in TensorBoard, in the run `<log_dir>/pictures`, at the step where `keras.callbacks.TensorBoard` has that
+    epoch's losses. TensorBoard need not be installed to write it. Colours follow matplotlib's style; see `kerasae.figures.theme`.
+
+    Training goes on as without this callback: nothing is drawn from the random numbers that it uses.
+
+    Args:
+        x: examples to look at, `(n, ...)` in the shape that the model takes, at least 2; images in [0, 1] of shape `(n, h, w)`,
+            `(n, h, w, 1)` or `(n, h, w, 3)` have all pictures, others `codes` and `units`. A thousand are enough for both; the first
+            `num_images` are shown.
+        folder: where PNG files go; made if missing.
+        log_dir: where TensorBoard looks; made if missing. One of the two is needed.
+        every: whole number, at least 1: epochs between pictures. Default 5.
+        labels: classes of shape `(n,)`, at most 50, that colour the codes. Default: none.
+        num_images: whole number, at least 1: reconstructions a row, and the side of the square of samples. Default 10.
+
+    Raises:
+        ValueError: where neither folder is given, `every` or `num_images` is below 1, `x` holds no numbers, fewer than 2 examples, NaN or
+            infinity, or `labels` is not one class per example; at the start of `fit`, before anything is trained, where the model does not
+            take examples of x's shape.
+        OSError: where a folder can't be written.
+
+    Example:
+
+    ```python
+    x_train, x_test = kerasae.data.load("digits")
+    model = kerasae.builders.undercomplete(x_train.shape[1:], latent_dim=2, hidden_units=(32,))
+    model.compile(optimizer="adam")
+    pictures = kerasae.callbacks.Pictures(x_test, folder="pictures", every=1)
+    model.fit(x_train, epochs=1, callbacks=[pictures])  # pictures/epoch-0001-codes.png, …
+    ```
+    """
+
+    def __init__(self, x, folder=None, log_dir=None, every=5, labels=None, num_images=10):
+        super().__init__()
+        if folder is None and log_dir is None:
+            raise ValueError(
+                "Nowhere to put pictures: pass `folder` for PNG files, `log_dir` for TensorBoard, or both."
+            )
+        self.x = checks.array(x)
+        if self.x.ndim < 2 or len(self.x) < 2:
+            raise ValueError(f"`x` must hold at least 2 examples, batch first. Received shape: {self.x.shape}")
+        self.every = checks.positive_int(every, "every")
+        self.num_images = checks.positive_int(num_images, "num_images")
+        self.labels = None if labels is None else np.asarray(labels)
+        if self.labels is not None and self.labels.shape != (len(self.x),):
+            raise ValueError(
+                f"`labels` must hold one class per example, of which there are {len(self.x)}. Received shape: {self.labels.shape}"
+            )
+        if self.labels is not None:
+            # Its own checks of the labels, now and not after an epoch.
+            figures.codes_2d({"codes": np.zeros((len(self.x), 2))}, self.labels)
+        self._has_images = self.x.ndim == 3 or (self.x.ndim == 4 and self.x.shape[-1] in (1, 3))
+        if self._has_images:
+            figures.samples(self.x[: self.num_images])  # for its checks
+        self.folder = None if folder is None else _writable(folder)
+        self.log_dir = None if log_dir is None else _writable(log_dir) / "pictures"
+        self._writer = None
+        self._last_epoch = None
+        self._drawn_epoch = None
+
+    def set_model(self, model):
+        super().set_model(model)
+        if not isinstance(model, Autoencoder):
+            raise ValueError(f"Pictures needs an autoencoder. Received: {model!r}")
+        checks.array(self.x[:1], model.encoder.inputs[0].shape[1:], name="x")
+
+    def on_train_begin(self, logs=None):
+        self._last_epoch = self._drawn_epoch = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._last_epoch = epoch
+        if (epoch + 1) % self.every == 0:
+            self._write(epoch)
+
+    def on_train_end(self, logs=None):
+        if self._last_epoch != self._drawn_epoch:
+            self._write(self._last_epoch)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, epoch):
+        with tempfile.TemporaryDirectory() as unless_wanted:
+            for name, figure in self._draw(epoch).items():
+                folder = self.folder or Path(unless_wanted)
+                path = figures.save(figure, folder / f"epoch-{epoch + 1:04d}-{name}.png")
+                if self.log_dir is not None:
+                    self._write_summary(name, path.read_bytes(), epoch)
+        if self._writer is not None:
+            self._writer.flush()
+        self._drawn_epoch = epoch
+
+    def _draw(self, epoch):
+        """`{name: matplotlib.figure.Figure}` of the model as it is."""
+        model, drawn = self.model, {}
+        is_variational = len(model.code_names) > 1
+        if is_variational:
+            z_mean, z_log_var = model.encoder.predict(self.x, verbose=0)
+            codes = z_mean
+        else:
+            codes = model.encode(self.x)
+        units = codes.reshape(len(codes), -1)
+        if self._has_images:
+            if getattr(model, "corruption", None) is not None:
+                drawn["reconstructions"] = figures.denoising(model, self.x, num_images=self.num_images)
+            else:
+                shown = slice(self.num_images)
+                rows = {"input": self.x[shown], "reconstruction": model.decode(codes[shown])}
+                drawn["reconstructions"] = figures.reconstructions(rows, self.num_images)
+            if hasattr(model, "sample"):
+                samples = model.sample(self.num_images**2, seed=0)
+                drawn["samples"] = figures.samples(samples, columns=self.num_images)
+        if units.shape[1] >= 2:
+            drawn["codes"] = figures.codes_2d({f"epoch {epoch + 1}": units}, self.labels)
+        threshold = 0.01 if model.active_threshold is None else model.active_threshold
+        if is_variational:
+            drawn["units"] = figures.unit_kl(z_mean, z_log_var, threshold)
+        else:
+            drawn["units"] = figures.unit_variance(units, threshold)
+        return drawn
+
+    def _write_summary(self, name, png, epoch):
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(str(self.log_dir))
+        width, height = struct.unpack(">II", png[16:24])
+        image = tf.compat.v1.Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        summary = tf.compat.v1.Summary(value=[tf.compat.v1.Summary.Value(tag=name, image=image)])
+        # `tf.summary.image` would need TensorBoard to be installed.
+        with self._writer.as_default(step=epoch):
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString())
+
+
+def _writable(folder):
+    """The folder, made if missing; raises where nothing can be written into it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"Can't write pictures into {folder}: {error.strerror}. Choose another folder.") from error
+    return folder

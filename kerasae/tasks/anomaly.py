@@ -1,0 +1,334 @@
+"""Anomaly detection in tables and images."""
+
+import copy
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+from sklearn.base import OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from kerasae import checks
+from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
+
+# Far beyond any data, where a square still fits into float32.
+_FARTHEST = 1e6
+
+
+class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
+    """Finds anomalies by their distance from what autoencoders can reconstruct.
+
+    An autoencoder `x -> g(f(x))` is fitted, and it reconstructs R of the training examples: `r_i = g(f(x_i))`, points of the surface that
+    it has learned. The free energy of an example's distances from these points,
+
+        F_s(x) = -s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2)),
+
+    is up to a constant `-s^2 ln p(x)` under the decoder's density `1/R sum_i N(x; g(z_i), s^2 I)` with the training examples' own codes z_i
+    for a prior. For a small bandwidth s it is half the squared distance from the nearest reconstruction (local anomalies); for a large one
+    half the mean squared distance from all of them (global ones), which a cluster of anomalies in the training data can't hide from. The
+    score is -F_s(x), averaged over the bandwidths and over an ensemble of autoencoders, each with weights, training examples and
+    reconstructed examples of its own. Higher is more normal.
+
+    Distances need comparable features. A table's columns are standardised. An image is blurred, so that strokes and edges a pixel aside
+    are near, and its contrast normalised to mean 0 and root mean square 1, so that little ink is not little error. The same defaults serve
+    tables with anomalies among the training examples and without.
+
+    Args:
+        model: `"undercomplete"` (default), any other family, or a kerasae model of your own, of prepared examples. Prepared images are not
+            in [0, 1]: a cross-entropy needs `contrast=False`, tables for it `scaling="minmax"`.
+        n_estimators: autoencoders in the ensemble, at least 1. Default: 2 for tables, 1 for images.
+        latent_dim: size of the code. Default: half the columns of a table, rounded up; 32 for images.
+        hidden_units: of a named family. Default: (64,) for tables; (256,) for images with `network="dense"`.
+        network, model_options, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in
+            `AutoencoderEstimator`; nothing is held out by default.
+        scaling: as there, or `"auto"` (default): `"standard"` for tables, `"range"` for images.
+        blur: standard deviation of the Gaussian blur of images, in pixels, at least 0. Default: 1/28 of the height.
+        contrast: whether the contrast of images is normalised.
+        bandwidths: s, above 0, in the units of scaled features. Default (0.5, 1, 2).
+        n_references: R, at least 1; at most as many as there are rows. Default 4000.
+        max_samples: rows an epoch of each autoencoder, drawn at random once; fewer rows are repeated, so that training is as long on small
+            tables. Default 6400.
+        epochs: passes over `max_samples` rows. Default 20, or 1,000 steps of 128 rows.
+        contamination: share of the training examples that `predict` calls anomalies, in (0, 0.5]. Default 0.1.
+
+    Attributes:
+        estimators_: the fitted kerasae models, of prepared examples.
+        scorer_: Keras model from scaled examples to scores.
+        offset_: score below which an example is an anomaly.
+
+    Raises:
+        ValueError: on NaN or infinity, fewer than 2 rows, another number of columns than in `fit`, bad options.
+
+    Example:
+
+    ```python
+    rng = np.random.default_rng(0)
+    normal, strange = rng.normal(size=(500, 4)), rng.normal(4, 1, size=(5, 4))
+    detector = kerasae.tasks.AnomalyDetector(epochs=2, random_state=0).fit(normal)
+    detector.predict(strange)  # -1 for anomalies, +1 for normal examples
+    ```
+
+    Reference:
+        Distance from reconstructions: Sakurada and Yairi 2014, "Anomaly Detection Using Autoencoders with Nonlinear Dimensionality
+        Reduction". The training examples' codes for a prior: Tomczak and Welling 2018, "VAE with a VampPrior", equation 9, with a
+        posterior of variance 0 and a Gaussian decoder. Densities at several bandwidths: Parzen 1962. Ensembles of autoencoders: Chen et
+        al. 2017, "Outlier Detection with Autoencoder Ensembles". Contrast: Goodfellow et al. 2016, "Deep Learning", section 12.2.1.
+    """
+
+    def __init__(
+        self,
+        model="undercomplete",
+        *,
+        n_estimators=None,
+        latent_dim=None,
+        hidden_units=None,
+        network="dense",
+        model_options=None,
+        scaling="auto",
+        blur=None,
+        contrast=True,
+        bandwidths=(0.5, 1.0, 2.0),
+        n_references=4000,
+        max_samples=6400,
+        epochs=20,
+        batch_size=128,
+        learning_rate=2e-3,
+        validation_fraction=0.0,
+        patience=10,
+        contamination=0.1,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            model,
+            latent_dim=latent_dim,
+            hidden_units=hidden_units,
+            network=network,
+            model_options=model_options,
+            scaling=scaling,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.n_estimators = n_estimators
+        self.blur = blur
+        self.contrast = contrast
+        self.bandwidths = bandwidths
+        self.n_references = n_references
+        self.max_samples = max_samples
+        self.contamination = contamination
+
+    def fit(self, X, y=None):
+        """Fits the ensemble, and the threshold of `predict`.
+
+        Args:
+            X: table (n, columns) or images (n, height, width[, channels]), finite; with or without anomalies.
+            y: ignored.
+        """
+        X = self._validate(X, reset=True)
+        if X.ndim > 4:
+            raise ValueError(f"X must be a table or images, (n, height, width[, channels]). Received shape: {X.shape}")
+        is_table = X.ndim == 2
+        n_estimators = self.n_estimators
+        if n_estimators is None:
+            n_estimators = 2 if is_table else 1
+        n_estimators = checks.positive_int(n_estimators, "n_estimators")
+        max_samples = checks.positive_int(self.max_samples, "max_samples")
+        n_references = min(checks.positive_int(self.n_references, "n_references"), len(X), max_samples)
+        contamination = checks.real_number(self.contamination, "contamination", minimum=0, maximum=0.5, exclusive=True)
+
+        x = self._fit_scaling(X)
+        preparation = self._preparation()
+        rng = np.random.default_rng(self._seed())
+        member = self._with_defaults(is_table)
+        self.estimators_, references = [], []
+        for _ in range(n_estimators):
+            order = rng.permutation(len(x))
+            distinct = order[:max_samples]
+            prepared = x[distinct] if preparation is None else run(preparation, x[distinct])
+            rows = np.arange(max_samples) % len(distinct)
+            model = member._fit_model(prepared[rows], seed=int(rng.integers(np.iinfo(np.int32).max)))
+            reconstruction = model.reconstruction_of(
+                run(model.decoder, model.code_of(run(model.encoder, prepared[:n_references])))
+            )
+            self.estimators_.append(model)
+            references.append(reconstruction.reshape(n_references, -1))
+        self.scorer_ = self._scoring_network(preparation, np.stack(references))
+        self.offset_ = float(np.percentile(run(self.scorer_, x), 100 * contamination))
+        return self
+
+    def score_samples(self, X):
+        """Scores, `(n,)`: minus the free energy, in squared units of scaled features; higher is more normal."""
+        check_is_fitted(self)
+        return run(self.scorer_, self._scale(self._validate(X))).astype("float64")
+
+    def decision_function(self, X):
+        """`score_samples(X) - offset_`, `(n,)`: below 0 for anomalies."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X):
+        """+1 for normal examples, -1 for anomalies, `(n,)`."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def deployed_parts(self):
+        """`score_samples`, from raw examples to scores."""
+        check_is_fitted(self)
+        x = keras.Input(self.input_shape_, name="x")
+        scaled = x
+        if self.scaling is not None:
+            # Two steps, so that a large common offset goes before anything is rounded.
+            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
+        return [
+            DeployedPart(
+                "score_samples",
+                "from examples to scores",
+                keras.Model(x, self.scorer_(scaled)),
+                "score",
+                "minus the free energy of the distances from reconstructions; higher is more normal",
+                self.score_samples,
+            )
+        ]
+
+    # -- The parts ---------------------------------------------------------------------------------------------------------------------
+
+    def _fit_scaling(self, X):
+        if not (isinstance(self.scaling, str) and self.scaling == "auto"):
+            return super()._fit_scaling(X)
+        resolved = copy.copy(self)
+        resolved.scaling = "standard" if X.ndim == 2 else "range"
+        x = resolved._fit_scaling(X)
+        self.center_, self.scale_ = resolved.center_, resolved.scale_
+        return x
+
+    def _with_defaults(self, is_table):
+        """A copy whose model's options are all filled in."""
+        member = copy.copy(self)
+        if member.latent_dim is None:
+            member.latent_dim = (self.input_shape_[0] + 1) // 2 if is_table else 32
+        if member.hidden_units is None and self.network == "dense" and self.model != "linear":
+            member.hidden_units = (64,) if is_table else (256,)
+        return member
+
+    def _preparation(self):
+        """Network from scaled to prepared images; None for tables."""
+        if len(self.input_shape_) == 1:
+            return None
+        blur = self.input_shape_[0] / 28 if self.blur is None else checks.real_number(self.blur, "blur", minimum=0)
+        if not isinstance(self.contrast, (bool, np.bool_)):
+            raise ValueError(f"`contrast` must be True or False. Received: {self.contrast!r}")
+        x = keras.Input(self.input_shape_, name="x")
+        prepared = GaussianBlur(blur, name="blur")(x)
+        if self.contrast:
+            prepared = ContrastNormalization(name="contrast")(prepared)
+        return keras.Model(x, prepared, name="preparation")
+
+    def _scoring_network(self, preparation, references):
+        bandwidths = self.bandwidths
+        if isinstance(bandwidths, numbers.Real):
+            bandwidths = (bandwidths,)
+        bandwidths = [checks.real_number(s, "bandwidths", minimum=0, exclusive=True) for s in bandwidths]
+        if not bandwidths:
+            raise ValueError("`bandwidths` must hold at least one number above 0. Received none.")
+        x = keras.Input(self.input_shape_, name="scaled")
+        prepared = x if preparation is None else keras.layers.Flatten()(preparation(x))
+        energy = FreeEnergy(references.shape, bandwidths, name="free_energy")
+        energy.references.assign(references)
+        return keras.Model(x, -energy(prepared), name="scorer")
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class FreeEnergy(keras.layers.Layer):
+    """`-s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2))`, averaged over sets of references and over bandwidths s.
+
+    Args:
+        shape: of the weight `references`: (sets, R, features).
+        bandwidths: list of s, above 0.
+
+    Returns:
+        Shape `(batch,)` for x of shape `(batch, features)`.
+    """
+
+    def __init__(self, shape, bandwidths, **kwargs):
+        super().__init__(**kwargs)
+        self.shape, self.bandwidths = checks.positive_ints(shape, "shape"), list(bandwidths)
+        self.references = self.add_weight(shape=self.shape, trainable=False, initializer="zeros", name="references")
+        self.built = True
+
+    def call(self, x):
+        sets, num_references, features = self.shape
+        x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
+        references = ops.reshape(self.references, (sets * num_references, features))
+        # ||x - r||^2 = ||x||^2 - 2 x r + ||r||^2: one product. Rounding can make it negative.
+        products = ops.matmul(x, ops.transpose(references))
+        squares = ops.sum(ops.square(x), axis=1, keepdims=True) + ops.sum(ops.square(references), axis=1)
+        # (batch, sets * R) -> (batch, sets, R)
+        distances = ops.reshape(ops.maximum(squares - 2.0 * products, 0.0), (-1, sets, num_references))
+        nearest = ops.min(distances, axis=2, keepdims=True)
+        # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance.
+        further = distances - nearest
+        energy = 0.5 * nearest[:, :, 0]
+        for s in self.bandwidths:
+            mean = ops.mean(ops.exp(-further / (2.0 * s * s)), axis=2)
+            energy -= s * s / len(self.bandwidths) * ops.log(mean)
+        return ops.mean(energy, axis=1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[:1]
+
+    def get_config(self):
+        return {**super().get_config(), "shape": self.shape, "bandwidths": self.bandwidths}
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class GaussianBlur(keras.layers.Layer):
+    """Gaussian blur of images, `(batch, height, width[, channels])`, mirrored at the edges.
+
+    Args:
+        stddev: in pixels, at least 0; the kernel ends at three of them.
+    """
+
+    def __init__(self, stddev, **kwargs):
+        super().__init__(**kwargs)
+        self.stddev = checks.real_number(stddev, "stddev", minimum=0)
+
+    def call(self, x):
+        shape = tuple(x.shape[1:])
+        # A mirror is shorter than what it shows.
+        radius = min(round(3 * self.stddev), shape[0] - 1, shape[1] - 1)
+        if radius == 0:
+            return ops.cast(x, "float32")
+        kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / self.stddev) ** 2)
+        kernel = (kernel / kernel.sum()).astype("float32")
+        # (batch, height, width) -> (batch, height, width, channels)
+        x = ops.reshape(ops.cast(x, "float32"), (-1, *shape[:2], shape[2] if len(shape) == 3 else 1))
+        x = ops.pad(x, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="reflect")
+        channels = x.shape[-1]
+        for axes in ((-1, 1), (1, -1)):
+            weights = np.tile(kernel.reshape(*axes, 1, 1), (1, 1, channels, 1))
+            x = ops.depthwise_conv(x, weights, padding="valid")
+        return ops.reshape(x, (-1, *shape))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "stddev": self.stddev}
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class ContrastNormalization(keras.layers.Layer):
+    """Each example less its mean, over its root mean square: `(x - mean) / sqrt(variance + 1e-6)`."""
+
+    def call(self, x):
+        axes = tuple(range(1, len(x.shape)))
+        x = x - ops.mean(x, axis=axes, keepdims=True)
+        # With pixels in [0, 1], 1e-6 is far below the contrast of one grey level in a whole image; a blank image stays 0.
+        return x / ops.sqrt(ops.mean(ops.square(x), axis=axes, keepdims=True) + 1e-6)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

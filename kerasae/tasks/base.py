@@ -1,0 +1,398 @@
+"""What the estimators share: scikit-learn's conventions around a kerasae model.
+
+How an estimator is written on it:
+
+- its `__init__` has a signature of its own and calls `super().__init__` (both only assign, as scikit-learn wants);
+- `fit` begins with `X = self._validate(X, reset=True)` and `x = self._fit_scaling(X)`, asks `self._seed()` for a seed (once: with a
+  `RandomState` or None every call gives another), and `self.model_ = self._fit_model(x, seed=seed)`; an ensemble calls that several times;
+- other methods begin with `check_is_fitted(self)`, `X = self._validate(X)` and `x = self._scale(X)`, send batches through a network by
+  `run(self.model_.encoder, x)`, and give a reconstruction back in the data's units and shape by `self._unscale(reconstruction)`;
+- everything learned is a NumPy array, a number or a Keras model in an attribute that ends in `_`: Keras models pickle and deep-copy by
+  their `.keras` bytes, so a fitted estimator does too. No method but `fit` sets attributes;
+- `deployed_parts` gives what `kerasae.export.export(estimator, folder)` writes: one `DeployedPart` a job, built with
+  `self._scaled_input()` and `self._unscaled_output(tensor)`, which put the scaling into the graph. If scikit-learn's tag
+  `input_tags.allow_nan` is set, the files are checked on examples with NaN too;
+- what has a `transform` that gives float32 stands on `AutoencoderTransformer`.
+"""
+
+import contextlib
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+
+from kerasae import builders, checks
+from kerasae.models import Autoencoder
+
+FAMILIES = ("undercomplete", "linear", "deep", "denoising", "k_sparse", "sparse", "contractive", "variational")
+SCALINGS = ("standard", "robust", "minmax", "global", "range")
+_ROWS_AT_ONCE = 256
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeployedPart:
+    """A job of a fitted estimator as one graph, from the raw input to the answer.
+
+    Args:
+        name: of the part: its ONNX file and its signature in the SavedModel.
+        meaning: one phrase.
+        network: Functional Keras model with one input and one output.
+        input_name, input_meaning: of the input's port: `"x"`, or `"z"` for codes.
+        output_name, output_meaning: of the output's port.
+        answer: the estimator's own method, NumPy to NumPy, which the files are held against.
+    """
+
+    name: str
+    meaning: str
+    network: keras.Model
+    output_name: str
+    output_meaning: str
+    answer: Callable
+    input_name: str = "x"
+    input_meaning: str = "examples, unscaled"
+
+
+class AutoencoderEstimator(BaseEstimator):
+    """Base of the estimators: a kerasae model behind scikit-learn's interface.
+
+    Args:
+        model: name of a family, as in `kerasae.builders`; or a kerasae model of your own, whose architecture is taken (every fit begins
+            with new weights; if it is compiled, with its optimiser).
+        latent_dim: size of the code, at least 1; of a named family.
+        hidden_units: of a named family, see its builder. Default: the builder's.
+        network: `"dense"` or `"conv"`, of a named family.
+        model_options: dict of other options of the builder, such as `{"k": 25}`.
+        scaling: of the input, learned in `fit`: `"standard"`, each feature's mean and standard deviation; `"robust"`, its median and
+            interquartile range; `"minmax"`, to [0, 1] (as a cross-entropy needs it); `"global"`, each feature's mean and one scale for
+            all, which keeps distances in proportion; `"range"`, to [0, 1], with one minimum and maximum for all; or None. A feature
+            that is constant is divided by 1.
+        epochs: at most so many passes over the data, at least 1.
+        batch_size: examples a step, at least 1. Default: a fiftieth of them, but at least 16 and at most 256, so that small tables get
+            enough steps.
+        learning_rate: of Adam, above 0.
+        validation_fraction: of the examples, in [0, 1), held out to stop early; 0 trains for all `epochs` on all examples.
+        patience: epochs without a lower validation loss after which training stops; the best weights are kept.
+        random_state: int, `RandomState` or None, of weights, noise, order of examples and the split. The same int gives the same fit.
+        verbose: as in `keras.Model.fit`: 0 silent, 1 a progress bar, 2 a line an epoch.
+
+    Attributes:
+        n_features_in_: number of columns (of an image, its height); `feature_names_in_` for data frames.
+        input_shape_: shape of an example at fit.
+    """
+
+    # What a family is built with where `model_options` says nothing else. A table has no natural unit: how far p(x|z) spreads is learned.
+    _family_options: ClassVar = {"variational": {"likelihood": "gaussian", "variance": "learned"}}
+
+    def __init__(
+        self,
+        model="undercomplete",
+        *,
+        latent_dim=2,
+        hidden_units=None,
+        network="dense",
+        model_options=None,
+        scaling="standard",
+        epochs=100,
+        batch_size=None,
+        learning_rate=1e-3,
+        validation_fraction=0.1,
+        patience=10,
+        random_state=None,
+        verbose=0,
+    ):
+        self.model = model
+        self.latent_dim = latent_dim
+        self.hidden_units = hidden_units
+        self.network = network
+        self.model_options = model_options
+        self.scaling = scaling
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def deployed_parts(self):
+        """What `kerasae.export.export` writes of a fitted estimator: a list of `DeployedPart`, the first one served by default."""
+        raise NotImplementedError(f"{type(self).__name__} has no deployed form.")
+
+    def made_up_examples(self, num_examples):
+        """Random examples with the mean and scale of what `fit` saw, for checks without data; with NaN where the estimator takes it."""
+        rng = np.random.default_rng(0)
+        X = self._unscale(rng.standard_normal((num_examples, *self.input_shape_)))
+        if self.__sklearn_tags__().input_tags.allow_nan:
+            X[rng.random(X.shape) < 0.2] = np.nan
+        return X
+
+    # -- The door ----------------------------------------------------------------------------------------------------------------------
+
+    def _validate(self, X, reset=False, images=True, min_samples=2, **check_params):
+        """X as an array of float32 or float64, checked by scikit-learn's rules; with `reset` its shape and names are what later calls need.
+
+        Args:
+            X: table (n, columns), array or data frame; or images (n, height, width[, channels]).
+            reset: True in `fit`.
+            images: whether more than two axes are taken.
+            min_samples: the fewest rows that `fit` takes.
+            **check_params: of `sklearn.utils.check_array`, such as `ensure_all_finite="allow-nan"`.
+        """
+        # 8-bit images fit into float32; what scikit-learn would make of them is twice as large.
+        is_small = getattr(getattr(X, "dtype", None), "itemsize", 8) <= 2
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype="float32" if is_small else ("float64", "float32"),
+            allow_nd=images,
+            ensure_min_samples=min_samples if reset else 1,
+            **check_params,
+        )
+        if reset:
+            self.input_shape_ = X.shape[1:]
+        elif X.shape[1:] != self.input_shape_:
+            raise ValueError(
+                f"X must have examples of the shape {self.input_shape_}, as in fit. Received shape: {X.shape}"
+            )
+        return X
+
+    def _seed(self):
+        """A seed drawn from `random_state`."""
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+
+    # -- Scaling -----------------------------------------------------------------------------------------------------------------------
+
+    def _fit_scaling(self, X):
+        """Learns `center_` and `scale_`, ignoring NaN; gives the scaled examples, in float32."""
+        scaling = self.scaling if self.scaling is None else checks.choice(self.scaling, "scaling", SCALINGS)
+        if scaling is None:
+            self.center_, self.scale_ = np.zeros(X.shape[1:]), np.ones(X.shape[1:])
+        elif scaling == "robust":
+            low, self.center_, high = np.nanquantile(X, (0.25, 0.5, 0.75), axis=0)
+            # A column that is constant but for a few rows has no interquartile range, and its spread is in those rows.
+            self.scale_ = np.where(high > low, (high - low) / 1.349, np.nanstd(X, axis=0, dtype="float64"))
+        elif scaling in ("minmax", "range"):
+            axis = 0 if scaling == "minmax" else None
+            low, high = np.nanmin(X, axis=axis).astype("float64"), np.nanmax(X, axis=axis).astype("float64")
+            self.center_, self.scale_ = (np.broadcast_to(part, X.shape[1:]).copy() for part in (low, high - low))
+        else:
+            self.center_ = np.nanmean(X, axis=0, dtype="float64")
+            self.scale_ = np.nanstd(X, axis=0, dtype="float64")
+            if scaling == "global":
+                self.scale_ = np.full_like(self.scale_, np.sqrt(np.mean(self.scale_**2)))
+        # What is left of a constant column is rounding: divided by, it would become noise.
+        rounding = 10 * np.finfo(X.dtype).eps * np.abs(self.center_)
+        self.scale_ = np.where(self.scale_ > rounding, self.scale_, 1.0)
+        return self._scale(X)
+
+    def _scale(self, X):
+        """`(X - center_) / scale_`, in float32."""
+        if self.scaling is None:
+            return X.astype("float32", copy=False)
+        # Clipped where float32 ends: what lies there is far from all data either way.
+        limit = np.finfo("float32").max / 1e6
+        return _by_rows(lambda rows: np.clip((rows - self.center_) / self.scale_, -limit, limit), X)
+
+    def _unscale(self, x):
+        """`x * scale_ + center_` in the data's shape, in float32."""
+        x = np.reshape(x, (len(x), *self.input_shape_))
+        return x if self.scaling is None else _by_rows(lambda rows: rows * self.scale_ + self.center_, x)
+
+    def _scaled_input(self, model=None):
+        """`(x, scaled)`: the symbolic raw input, in the data's shape, and what `model` (default: `model_`) takes of it."""
+        model = self.model_ if model is None else model
+        x = keras.Input(self.input_shape_, name="x")
+        scaled = x
+        if self.scaling is not None:
+            # Two steps, so that a large common offset goes before anything is rounded.
+            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
+        return x, _reshaped(scaled, model.encoder.inputs[0].shape[1:])
+
+    def _unscaled_output(self, reconstruction):
+        """A symbolic reconstruction in the data's units and shape."""
+        x = _reshaped(reconstruction, self.input_shape_)
+        if self.scaling is None:
+            return x
+        return x * self.scale_.astype("float32") + self.center_.astype("float32")
+
+    # -- The model ---------------------------------------------------------------------------------------------------------------------
+
+    def _build_model(self, input_shape, seed):
+        """A new model, not compiled, for examples of a shape."""
+        if isinstance(self.model, str):
+            family = checks.choice(self.model, "model", FAMILIES)
+            options = {**self._family_options.get(family, {}), "seed": seed, **(self.model_options or {})}
+            if family != "linear":
+                options["network"] = self.network
+                if self.network == "conv" and len(input_shape) == 2:
+                    input_shape = (*input_shape, 1)
+            if self.hidden_units is not None:
+                options["hidden_units"] = self.hidden_units
+            return getattr(builders, family)(input_shape, latent_dim=self.latent_dim, **options)
+        if not isinstance(self.model, Autoencoder):
+            raise ValueError(f"`model` must be one of {FAMILIES} or a kerasae model. Received: {self.model!r}")
+        model = type(self.model).from_config({**self.model.get_config(), "seed": seed})
+        takes = model.encoder.inputs[0].shape[1:]
+        if None in takes or math.prod(takes) != math.prod(input_shape):
+            raise ValueError(f"`model` takes examples of shape {takes}, and those of X have the shape {input_shape}.")
+        return model
+
+    def _fit_model(self, x, y=None, *, seed, corrupt=None):
+        """A new model, fitted to scaled examples.
+
+        Args:
+            x: float32, in the data's shape.
+            y: targets of the same shape. Default: x.
+            seed: int; everything random comes from it.
+            corrupt: function of a batch tensor of x and a seed of shape (2,), drawn anew for every batch, that gives what the model is
+                shown of it; the targets stay clean. Default: x itself.
+
+        Returns:
+            The fitted kerasae model.
+        """
+        epochs = checks.positive_int(self.epochs, "epochs")
+        batch_size = self.batch_size
+        batch_size = (
+            min(max(len(x) // 50, 16), 256) if batch_size is None else checks.positive_int(batch_size, "batch_size")
+        )
+        learning_rate = checks.real_number(self.learning_rate, "learning_rate", minimum=0, exclusive=True)
+        fraction = checks.real_number(self.validation_fraction, "validation_fraction", minimum=0)
+        if fraction >= 1:
+            raise ValueError(f"`validation_fraction` must lie in [0, 1). Received: {fraction:g}")
+        with _randomness_of(seed):
+            model = self._build_model(x.shape[1:], seed)
+        shape = model.encoder.inputs[0].shape[1:]
+        targets = [] if y is None and corrupt is None else [x if y is None else y]
+        arrays = [array.reshape(len(array), *shape) for array in (x, *targets)]
+        checks.array(arrays[-1], shape, unit_interval=model.needs_unit_interval)
+        options, callbacks = {}, []
+        num_held_out = min(round(fraction * len(x)), len(x) - 1)
+        if num_held_out:
+            patience = checks.positive_int(self.patience, "patience")
+            order = np.random.default_rng(seed).permutation(len(x))
+            held_out = [array[order[:num_held_out]] for array in arrays]
+            if corrupt is not None:
+                held_out[0] = np.concatenate(
+                    [
+                        corrupt(tf.constant(held_out[0][i : i + _ROWS_AT_ONCE]), tf.constant([seed, -1 - i]))
+                        for i in range(0, num_held_out, _ROWS_AT_ONCE)
+                    ]
+                )
+            options["validation_data"] = tuple(held_out)
+            options["validation_batch_size"] = max(batch_size, _ROWS_AT_ONCE)
+            arrays = [array[order[num_held_out:]] for array in arrays]
+            callbacks.append(
+                keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience, restore_best_weights=True)
+            )
+        own = self.model if isinstance(self.model, Autoencoder) and self.model.compiled else None
+        if own is None:
+            model.compile(optimizer=keras.optimizers.Adam(learning_rate))
+        else:
+            model.compile_from_config(own.get_compile_config())
+        steps = -(-len(arrays[0]) // batch_size)
+        history = model.fit(
+            _shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt),
+            epochs=epochs,
+            steps_per_epoch=steps,
+            callbacks=callbacks,
+            shuffle=False,  # done
+            verbose=self.verbose,
+            **options,
+        )
+        loss = history.history["loss"]
+        if not np.isfinite(loss).all():
+            raise ValueError(
+                f"Training diverged: the loss became {loss[-1]} after {len(loss)} epochs. A lower `learning_rate` (now "
+                f"{learning_rate:g}) or another `scaling` (now {self.scaling!r}) helps."
+            )
+        _logger.debug("%s: %d epochs, loss %g", type(self).__name__, len(loss), loss[-1])
+        # Adam's moments, twice the weights, serve nobody any more, and would go into every pickle.
+        model.compile(optimizer="sgd")
+        return model
+
+
+class AutoencoderTransformer(TransformerMixin, AutoencoderEstimator):
+    """Base of the estimators with `transform`: what it gives is float32, as Keras computes it."""
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+def run(network, x, rows_at_once=_ROWS_AT_ONCE):
+    """A network's answers to any number of examples, in NumPy: its output, or a list of them if it has several.
+
+    Batches are filled up to one size, so that there is one trace, and the answer to an example does not depend on how many others come with
+    it: products of other shapes round otherwise.
+
+    Args:
+        network: Functional Keras model with one input.
+        x: examples; reshaped to the network's input.
+        rows_at_once: examples a batch.
+    """
+    x = np.reshape(x, (len(x), *network.inputs[0].shape[1:]))
+    batches = []
+    for start in range(0, len(x), rows_at_once):
+        batch = x[start : start + rows_at_once]
+        filled = np.zeros((rows_at_once, *x.shape[1:]), "float32")
+        filled[: len(batch)] = batch
+        batches.append([output[: len(batch)] for output in tf.nest.flatten(network.predict_on_batch(filled))])
+    outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+@contextlib.contextmanager
+def _randomness_of(seed):
+    """Keras draws the seeds of weights from Python's generator, whose state is the user's, and is put back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt):
+    """All epochs' batches, `(x,)` or `(x, y)`, each epoch in an order of its own that depends on nothing but the seed."""
+    arrays = tuple(tf.constant(array) for array in arrays)
+    num_examples = len(arrays[0])
+
+    def batches_of(epoch):
+        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+        order = tf.argsort(tf.random.stateless_uniform((num_examples,), seeds))
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+
+    def batch_of(step, rows):
+        batch = [tf.gather(array, rows) for array in arrays]
+        if corrupt is not None:
+            batch[0] = corrupt(batch[0], tf.stack([tf.constant(seed, tf.int64), step]))
+        return tuple(batch)
+
+    batches = tf.data.Dataset.range(epochs).flat_map(batches_of).enumerate().map(batch_of)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps * epochs)).prefetch(2)
+
+
+def _by_rows(function, X):
+    """A function of rows, in float32: its own numbers are float64, which for all images at once would be much memory."""
+    x = np.empty(X.shape, "float32")
+    for start in range(0, len(X), 16 * _ROWS_AT_ONCE):
+        rows = slice(start, start + 16 * _ROWS_AT_ONCE)
+        x[rows] = function(X[rows])
+    return x
+
+
+def _reshaped(tensor, shape):
+    return tensor if tuple(tensor.shape[1:]) == tuple(shape) else keras.layers.Reshape(shape)(tensor)

@@ -1,0 +1,617 @@
+"""Lossy compression of images: an autoencoder's codes, quantised and entropy-coded into a byte stream that decodes back."""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from kerasae import checks, networks
+from kerasae.models import Autoencoder
+from kerasae.tasks.base import DeployedPart, _randomness_of, _shuffled_batches, run
+
+# Codes are binned at a quarter of the training step; a stream's step is a whole multiple of that, so that its tables are sums of counts.
+_RESOLUTION = 4
+_LARGEST_STEP = 16
+_LARGEST_TABLE = 2**16
+_FILE_VERSION = 1
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class RateDistortionAutoencoder(Autoencoder):
+    """An autoencoder whose codes are cheap to store: minimises squared error plus `rate_weight` times the code's length in nats.
+
+    `E ||x - g(z~)||^2 + rate_weight * sum_j -ln P_j(z~_j)` with `P_j(z) = F_j(z + 1/2) - F_j(z - 1/2)`, F_j a logistic distribution
+    with learned mean and scale. In training `z~ = f(x) + u` with u uniform in [-1/2, 1/2], which stands for the error of rounding; in
+    inference `z~ = round(f(x))`, and the second term is the length of an ideal entropy coder's stream.
+
+    Logged: `reconstruction_loss`, and `rate_loss`, in nats per example.
+
+    Args:
+        encoder, decoder, seed: as in `Autoencoder`.
+        rate_weight: what a nat may cost in squared error, above 0. Default 0.1.
+
+    Raises:
+        ValueError: as `Autoencoder`.
+
+    Example:
+
+    ```python
+    from kerasae.tasks.codec import RateDistortionAutoencoder
+
+    encoder = kerasae.networks.encoder((8, 8, 1), {"z": 16})
+    decoder = kerasae.networks.decoder((8, 8, 1), 16)
+    model = RateDistortionAutoencoder(encoder, decoder, rate_weight=0.05)
+    model.compile("adam")
+    model.fit(x_train, epochs=2)
+    ```
+
+    Reference:
+        Ballé, Laparra and Simoncelli 2017, "End-to-end Optimized Image Compression", equations 8 to 10, with a logistic distribution
+        in place of their piecewise linear density.
+    """
+
+    term_names = ("reconstruction_loss", "rate_loss")
+
+    def __init__(self, encoder, decoder, rate_weight=0.1, seed=None, **kwargs):
+        kwargs.pop("loss", None)
+        super().__init__(encoder, decoder, seed=seed, **kwargs)
+        self.rate_weight = checks.real_number(rate_weight, "rate_weight", minimum=0, exclusive=True)
+        if len(encoder.outputs[0].shape) != 2:
+            raise ValueError(
+                f"The encoder must give codes of shape (batch, latent_dim). Received: {encoder.outputs[0]}"
+            )
+        self.prior_mean = self.add_weight(shape=(self.code_size,), initializer="zeros", name="prior_mean")
+        self.prior_log_scale = self.add_weight(shape=(self.code_size,), initializer="zeros", name="prior_log_scale")
+
+    @property
+    def term_weights(self):
+        return {"rate_loss": self.rate_weight}
+
+    def forward(self, x, training):
+        z = ops.cast(self.encoder(x, training=training), "float32")
+        if training:
+            z = z + keras.random.uniform(ops.shape(z), -0.5, 0.5, seed=self.noise_generator(training))
+        else:
+            z = ops.round(z)
+        return {"z": z, **self.reconstruct(z, training)}
+
+    def terms(self, x, outputs):
+        return {**super().terms(x, outputs), "rate_loss": self.rate(outputs["z"])}
+
+    def rate(self, z):
+        """`sum_j -ln P_j(z_j)` per example, in nats, shape `(batch,)`."""
+        inverse_scale = ops.exp(-self.prior_log_scale)
+        # F is symmetric: P is taken on the lower side, where the difference of two small numbers keeps its digits.
+        z = -ops.abs(z - self.prior_mean)
+        probability = ops.sigmoid((z + 0.5) * inverse_scale) - ops.sigmoid((z - 0.5) * inverse_scale)
+        return -ops.sum(ops.log(ops.maximum(probability, 1e-9)), axis=1)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["loss"]
+        return {**config, "rate_weight": self.rate_weight}
+
+
+class Codec(BaseEstimator):
+    """Compresses images into bytes and back, with losses, by an autoencoder.
+
+    `encode` quantises the code of each image, `k_j = round(z_j / step)`, and writes the k_j by a range coder whose tables, one for each
+    j, were counted on the training images; `decode` reads them, puts every code at its bin's mean over the training images, and runs the
+    decoder. The tables are integers that belong to the codec, so reading never depends on how a machine rounds; only the images that come
+    out may differ in the last bits of their float32 between machines. Codes beyond what training held are stored as the outermost bin.
+
+    A stream describes itself: magic bytes, version, dtype and shape of the images, their number, the step, the first 8 bytes of the
+    codec's sha256 (weights and tables), the length, and a CRC-32 of all of it; 20 to 30 bytes besides the codes. What can be damaged
+    without notice is what a CRC-32 misses, one change in 4 billion; it is no protection against forgery.
+
+    Args:
+        model: a trained kerasae model whose codes are vectors, which `fit` leaves as it is and only counts the tables for; or None, the
+            default: `fit` trains a `RateDistortionAutoencoder`, whose codes are made for rounding, with the following arguments.
+        latent_dim: most codes an image, at least 1; those that don't pay for themselves end up costing next to nothing. Default 64.
+        hidden_units, network: as in `kerasae.builders.undercomplete`.
+        rate_weight: what a nat of code may cost in squared error (summed over an image's pixels in [0, 1]): lower means better and larger.
+            Default 0.1.
+        epochs, batch_size, learning_rate: of the training; Adam, whose rate falls to 0 along a cosine. Default 30, 128, 2e-3.
+        random_state: int, `RandomState` or None, of weights, noise and order.
+        verbose: as in `keras.Model.fit`.
+
+    Attributes:
+        model_: the kerasae model.
+        image_shape_: shape of an image at fit, without a channel if there was none.
+        step_: width of a bin at `step=1`, in units of the code: 1 for the codec's own model, else a quarter of the codes' root mean square
+            standard deviation.
+        counts_: list of int64 arrays, one a code: how many training images fell into each bin of width `step_ / 4`.
+        offsets_: int64 array, the number of each table's first bin.
+        fingerprint_: sha256 of weights and tables, 64 hex digits.
+
+    Example:
+
+    ```python
+    codec = kerasae.tasks.Codec(latent_dim=16, epochs=2).fit(x_train)
+    stream = codec.encode(x_test)
+    images = codec.decode(stream)
+    coarser = codec.encode(x_test, step=2)
+    ```
+
+    Reference:
+        Ballé et al. 2017, as `RateDistortionAutoencoder`; the range coder is that of Bamler 2022, "Understanding Entropy Coding With
+        Asymmetric Numeral Systems (ANS)" (the library constriction).
+    """
+
+    def __init__(
+        self,
+        model=None,
+        *,
+        latent_dim=64,
+        hidden_units=None,
+        network="dense",
+        rate_weight=0.1,
+        epochs=30,
+        batch_size=128,
+        learning_rate=2e-3,
+        random_state=None,
+        verbose=0,
+    ):
+        self.model = model
+        self.latent_dim = latent_dim
+        self.hidden_units = hidden_units
+        self.network = network
+        self.rate_weight = rate_weight
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Trains the model, if none was given, and counts the codes of the training images.
+
+        Args:
+            X: images (n, height, width) or (n, height, width, channels), uint8 or floats in [0, 1]; at least 2.
+            y: ignored.
+
+        Returns:
+            The codec.
+
+        Raises:
+            ValueError: on other arrays, and on a model that does not fit them or whose codes are no vectors.
+        """
+        x = unit_images(X)
+        if len(x) < 2:
+            raise ValueError(f"`X` must hold at least 2 images to learn from. Received: {len(x)}")
+        if self.model is None:
+            model = self._train(x)
+        elif isinstance(self.model, Autoencoder):
+            model = self.model
+            checks.array(x, model.encoder.inputs[0].shape[1:], name="X")
+        else:
+            raise ValueError(f"`model` must be a kerasae model or None. Received: {self.model!r}")
+        if len(model.decoder.inputs[0].shape) != 2:
+            raise ValueError(
+                f"`model` must have vectors as codes. Received codes of shape: {model.decoder.inputs[0].shape}"
+            )
+        self.model_ = model
+        self.image_shape_ = np.shape(X)[1:]
+        z = self._codes(x).astype("float64")
+        spread = float(np.sqrt(z.var(axis=0).mean()))
+        if self.model is None:
+            self.step_ = 1.0
+        elif np.isfinite(spread) and spread > 0:
+            self.step_ = spread / 4
+        else:
+            raise ValueError(
+                f"The model's codes of `X` don't vary or are not finite (standard deviation {spread:g}): nothing to store."
+            )
+        self._count(z)
+        return self
+
+    def encode(self, X, step=1.0):
+        """The images as bytes.
+
+        Args:
+            X: images of the shape that `fit` saw, uint8 or floats in [0, 1].
+            step: width of a bin relative to `step_`, from 0.25 (best) to 16 (smallest); rounded to a multiple of 0.25. Default 1.
+
+        Returns:
+            bytes, of one container for all images.
+
+        Raises:
+            ValueError: on other images or steps.
+        """
+        check_is_fitted(self)
+        X = self._checked(X)
+        multiple = self._multiple(step)
+        payload = self._write(self._codes(unit_images(X)), multiple)
+        return pack("lossy", self.fingerprint_, X, [multiple], payload)
+
+    def decode(self, stream):
+        """The images of a stream that this codec's `encode` wrote.
+
+        Args:
+            stream: bytes.
+
+        Returns:
+            Images (n, *image_shape_), of the dtype they had: uint8, or float32 or float64 in [0, 1].
+
+        Raises:
+            ValueError: where the bytes are no such stream, are damaged or cut, or come from another codec or a newer version.
+        """
+        check_is_fitted(self)
+        header, payload = unpack(stream, "lossy", self.fingerprint_)
+        (multiple,) = header["parameters"]
+        z = self._read(payload, header["num_images"], multiple)
+        images = self.model_.reconstruction_of(run(self.model_.decoder, z))
+        return as_images(images, header)
+
+    def bits_per_pixel(self, X, step=1.0):
+        """Length of `encode(X, step)` in bits by the number of pixels (not of channels), container included."""
+        X = np.asarray(X)
+        return 8 * len(self.encode(X, step)) / (len(X) * np.prod(X.shape[1:3]))
+
+    def step_for(self, X, bits_per_pixel):
+        """The finest step at which the images take no more than so many bits a pixel, container included.
+
+        Args:
+            X: images, as for `encode`.
+            bits_per_pixel: above 0.
+
+        Returns:
+            float, for `encode`.
+
+        Raises:
+            ValueError: where even the coarsest step takes more.
+        """
+        check_is_fitted(self)
+        limit = checks.real_number(bits_per_pixel, "bits_per_pixel", minimum=0, exclusive=True)
+        X = self._checked(X)
+        z = self._codes(unit_images(X))
+        num_pixels = len(X) * np.prod(X.shape[1:3])
+
+        def rate(multiple):
+            return 8 * len(pack("lossy", self.fingerprint_, X, [multiple], self._write(z, multiple))) / num_pixels
+
+        low, high = 1, _LARGEST_STEP * _RESOLUTION
+        if rate(high) > limit:
+            raise ValueError(
+                f"At the coarsest step the images take {rate(high):g} bits per pixel. Received a limit of {limit:g}"
+            )
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if rate(middle) <= limit else (middle + 1, high)
+        return low / _RESOLUTION
+
+    # -- The networks alone ------------------------------------------------------------------------------------------------------------
+
+    def transform(self, X):
+        """The codes in units of `step_`, before they are rounded: float32, (n, latent_dim)."""
+        check_is_fitted(self)
+        return (self._codes(unit_images(self._checked(X))) / self.step_).astype("float32")
+
+    def inverse_transform(self, Z):
+        """Images of such codes, float32 in [0, 1], (n, *image_shape_)."""
+        check_is_fitted(self)
+        Z = checks.array(Z, (len(self.counts_),), name="Z")
+        images = self.model_.reconstruction_of(run(self.model_.decoder, Z * np.float32(self.step_)))
+        return np.clip(images, 0, 1).reshape(len(Z), *self.image_shape_)
+
+    def deployed_parts(self):
+        """`transform` and `inverse_transform`, the two networks; the entropy coder between them is no graph."""
+        check_is_fitted(self)
+        x = keras.Input(self.image_shape_, name="x")
+        shaped = keras.layers.Reshape(self.model_.encoder.inputs[0].shape[1:])(x)
+        codes = keras.layers.Flatten()(self.model_.code_of(self.model_.encoder(shaped))) / self.step_
+        z = keras.Input((len(self.counts_),), name="z")
+        images = ops.clip(self.model_.reconstruction_of(self.model_.decoder(z * self.step_)), 0.0, 1.0)
+        images = keras.layers.Reshape(self.image_shape_)(images)
+        forth = "from images to codes", keras.Model(x, codes), "z", "the codes, in steps; to be rounded"
+        back = "from rounded codes to images", keras.Model(z, images), "reconstruction", "the images, in [0, 1]"
+        return [
+            DeployedPart("transform", *forth, self.transform, input_meaning="images in [0, 1]"),
+            DeployedPart("inverse_transform", *back, self.inverse_transform, "z", "codes, in steps"),
+        ]
+
+    def made_up_examples(self, num_examples):
+        """Random images, for checks without data."""
+        return np.random.default_rng(0).random((num_examples, *self.image_shape_))
+
+    # -- Files -------------------------------------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Writes the fitted codec to one file (a zip archive of the Keras model, the tables and what belongs to them).
+
+        Args:
+            path: of the file; replaced whole if it exists.
+
+        Returns:
+            The path, as `pathlib.Path`.
+        """
+        check_is_fitted(self)
+        path = Path(path)
+        facts = {
+            "format": "kerasae codec",
+            "version": _FILE_VERSION,
+            "image_shape": list(self.image_shape_),
+            "step": self.step_,
+            "offsets": self.offsets_.tolist(),
+            "counts": [table.tolist() for table in self.counts_],
+            "fingerprint": self.fingerprint_,
+            "parameters": {k: v for k, v in self.get_params(deep=False).items() if k not in ("model", "random_state")},
+        }
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            self.model_.save(f"{folder}/model.keras")
+            with zipfile.ZipFile(f"{folder}/codec", "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("codec.json", json.dumps(facts))
+                archive.write(f"{folder}/model.keras", "model.keras")
+            os.replace(f"{folder}/codec", path)
+        return path
+
+    @classmethod
+    def load(cls, path):
+        """The codec that `save` wrote.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            FileNotFoundError: where there is none.
+            ValueError: where it is no codec, was changed, or was written by a newer version.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+                facts = json.loads(archive.read("codec.json"))
+                if facts.get("format") != "kerasae codec":
+                    raise KeyError("format")
+                if facts["version"] > _FILE_VERSION:
+                    raise ValueError(
+                        f"{path} was written by a newer kerasae (codec version {facts['version']}, this one reads up to {_FILE_VERSION}): "
+                        "update kerasae."
+                    )
+                model = keras.saving.load_model(archive.extract("model.keras", folder), compile=False)
+        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a codec that `Codec.save` wrote, or it is damaged: {error}") from error
+        codec = cls(**facts["parameters"])
+        codec.model_ = model
+        codec.image_shape_ = tuple(facts["image_shape"])
+        codec.step_ = facts["step"]
+        codec.offsets_ = np.array(facts["offsets"], "int64")
+        codec.counts_ = [np.array(table, "int64") for table in facts["counts"]]
+        codec.fingerprint_ = codec._fingerprint()
+        if codec.fingerprint_ != facts["fingerprint"]:
+            raise ValueError(f"{path} is damaged: its weights or tables are not those that were saved.")
+        return codec
+
+    # -- Codes and tables --------------------------------------------------------------------------------------------------------------
+
+    def _train(self, x):
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
+        epochs = checks.positive_int(self.epochs, "epochs")
+        batch_size = checks.positive_int(self.batch_size, "batch_size")
+        learning_rate = checks.real_number(self.learning_rate, "learning_rate", minimum=0, exclusive=True)
+        with _randomness_of(seed):
+            encoder = networks.encoder(x.shape[1:], {"z": latent_dim}, self.hidden_units, self.network)
+            decoder = networks.decoder(x.shape[1:], latent_dim, self.hidden_units, self.network)
+        model = RateDistortionAutoencoder(encoder, decoder, self.rate_weight, seed=seed)
+        steps = -(-len(x) // batch_size)
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+        model.compile(optimizer=keras.optimizers.Adam(schedule))
+        batches = _shuffled_batches([x], batch_size, steps, epochs, seed, corrupt=None)
+        model.fit(batches, epochs=epochs, steps_per_epoch=steps, shuffle=False, verbose=self.verbose)
+        model.compile(optimizer="sgd")  # Adam's moments serve nobody any more
+        return model
+
+    def _codes(self, x):
+        return self.model_.code_of(run(self.model_.encoder, x)).reshape(len(x), -1)
+
+    def _bins(self, z):
+        """The numbers of the fine bins that codes fall into, (n, latent_dim)."""
+        return np.rint(z.astype("float64") * (_RESOLUTION / self.step_)).astype("int64")
+
+    def _count(self, z):
+        bins = self._bins(z)
+        # Room for what lies a little beyond the training images, at least 2 steps.
+        margin = np.maximum(2 * _RESOLUTION, (bins.max(axis=0) - bins.min(axis=0)) // 8)
+        low, high = bins.min(axis=0) - margin, bins.max(axis=0) + margin
+        if (high - low).max() >= _LARGEST_TABLE:
+            raise ValueError(
+                f"A code spreads over {(high - low).max()} bins: the codes' scales differ too much. Scale the model's codes alike, or let "
+                "`fit` train a model."
+            )
+        self.offsets_ = low
+        self.counts_ = [
+            np.bincount(column - first, minlength=last - first + 1)
+            for column, first, last in zip(bins.T, low, high, strict=True)
+        ]
+        self.fingerprint_ = self._fingerprint()
+
+    def _fingerprint(self):
+        digest = hashlib.sha256(f"{self.step_!r} {self.image_shape_}".encode())
+        for weight in self.model_.get_weights():
+            digest.update(np.ascontiguousarray(weight).astype(weight.dtype.newbyteorder("<")).tobytes())
+        digest.update(self.offsets_.astype("<i8").tobytes())
+        for table in self.counts_:
+            digest.update(table.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _multiple(self, step):
+        step = checks.real_number(step, "step", minimum=1 / _RESOLUTION, maximum=_LARGEST_STEP)
+        return round(step * _RESOLUTION)
+
+    def _table(self, j, multiple):
+        """Of code j at a step: the first symbol, the symbols' weights (exact in float64), and the code that each stands for."""
+        fine = np.arange(len(self.counts_[j])) + self.offsets_[j]
+        symbols = (fine + multiple // 2) // multiple
+        first, index = symbols[0], symbols - symbols[0]
+        counts = np.bincount(index, weights=self.counts_[j])
+        sums = np.bincount(index, weights=self.counts_[j] * fine)
+        middle = (np.arange(len(counts)) + first) * multiple
+        # The mean of the training codes in the bin, drawn to its middle where there were hardly any.
+        values = (sums + middle) / (counts + 1) * (self.step_ / _RESOLUTION)
+        return first, counts + 0.5, values
+
+    def _write(self, z, multiple):
+        import constriction
+
+        coder = constriction.stream.queue.RangeEncoder()
+        bins = self._bins(z)
+        for j, table in enumerate(self.counts_):
+            first, weights, _ = self._table(j, multiple)
+            fine = np.clip(bins[:, j], self.offsets_[j], self.offsets_[j] + len(table) - 1)
+            symbols = (fine + multiple // 2) // multiple - first
+            if len(weights) > 1:  # of one symbol there is nothing to say
+                coder.encode(symbols.astype("int32"), constriction.stream.model.Categorical(weights, perfect=False))
+        return coder.get_compressed()
+
+    def _read(self, payload, num_images, multiple):
+        import constriction
+
+        coder = constriction.stream.queue.RangeDecoder(payload)
+        z = np.empty((num_images, len(self.counts_)), "float32")
+        for j in range(len(self.counts_)):
+            _, weights, values = self._table(j, multiple)
+            if len(weights) > 1:
+                z[:, j] = values[
+                    coder.decode(constriction.stream.model.Categorical(weights, perfect=False), num_images)
+                ]
+            else:
+                z[:, j] = values[0]
+        return z
+
+    def _checked(self, X):
+        X = np.asarray(X)
+        if X.shape[1:] != self.image_shape_:
+            raise ValueError(
+                f"Images must have the shape {self.image_shape_}, as in fit. Received an array of shape: {X.shape}"
+            )
+        return X
+
+
+# -- Images and containers, shared with lossless coding ----------------------------------------------------------------------------------
+
+_MAGIC = b"KRAE"
+_VERSION = 1
+_KINDS = ("lossy", "lossless")
+_DTYPES = ("uint8", "float32", "float64")
+_START = struct.Struct("<4sBBB8s")  # magic, version, kind, dtype, fingerprint
+
+
+def unit_images(X):
+    """Images as float32 in [0, 1], (n, height, width, channels); raises `ValueError` on anything else than uint8 or floats in [0, 1]."""
+    X = np.asarray(X)
+    if X.dtype.name not in _DTYPES:
+        raise ValueError(f"Images must be uint8, or float32 or float64 in [0, 1]. Received dtype: {X.dtype}")
+    if X.ndim not in (3, 4):
+        raise ValueError(
+            f"Images must have the shape (n, height, width) or (n, height, width, channels). Received: {X.shape}"
+        )
+    checks.array(X, name="X", unit_interval=X.dtype != "uint8")
+    x = X.astype("float32") / 255 if X.dtype == "uint8" else X.astype("float32")
+    return x if x.ndim == 4 else x[..., None]
+
+
+def as_images(x, header):
+    """Reconstructions as the images that a header describes."""
+    x = np.clip(x, 0, 1).reshape(header["num_images"], *header["image_shape"])
+    return np.rint(x * 255).astype("uint8") if header["dtype"] == "uint8" else x.astype(header["dtype"])
+
+
+def pack(kind, fingerprint, X, parameters, payload):
+    """A container.
+
+    Args:
+        kind: `"lossy"` or `"lossless"`.
+        fingerprint: hex digits of the codec; the first 16 are stored.
+        X: the images, of which dtype and shape are stored.
+        parameters: whole numbers that the kind needs.
+        payload: uint32 words.
+
+    Returns:
+        bytes.
+    """
+    start = _START.pack(
+        _MAGIC, _VERSION, _KINDS.index(kind), _DTYPES.index(X.dtype.name), bytes.fromhex(fingerprint[:16])
+    )
+    numbers = [len(parameters), *parameters, len(X), X.ndim - 1, *X.shape[1:], len(payload)]
+    body = start + b"".join(_varint(number) for number in numbers) + payload.astype("<u4").tobytes()
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def unpack(stream, kind, fingerprint):
+    """`({"dtype", "parameters", "num_images", "image_shape"}, payload)` of a container; raises `ValueError` on what is none."""
+    if not isinstance(stream, (bytes, bytearray, memoryview)):
+        raise ValueError(f"A stream must be bytes. Received: {type(stream).__name__}")
+    stream = bytes(stream)
+    if stream[:4] != _MAGIC:
+        raise ValueError(f"Not a kerasae stream: it begins with {stream[:4]!r} instead of {_MAGIC!r}.")
+    cut = ValueError(f"The stream is cut: it ends after {len(stream)} bytes, before what its header announces.")
+    if len(stream) < _START.size:
+        raise cut
+    _, version, kind_number, dtype, made_by = _START.unpack_from(stream)
+    if version > _VERSION:
+        raise ValueError(f"The stream has version {version}, and this kerasae reads up to {_VERSION}: update kerasae.")
+    try:
+        position = _START.size
+        parameters, position = _read_varints(stream, position)
+        num_images, position = _read_varint(stream, position)
+        shape, position = _read_varints(stream, position)
+        num_words, position = _read_varint(stream, position)
+    except IndexError:
+        raise cut from None
+    end = position + 4 * num_words
+    if len(stream) < end + 4:
+        raise cut
+    if len(stream) > end + 4:
+        raise ValueError(f"{len(stream) - end - 4} bytes follow the stream's end: pass one stream at a time.")
+    if zlib.crc32(stream[:end]) != struct.unpack_from("<I", stream, end)[0]:
+        raise ValueError("The stream is damaged: its checksum does not match its contents.")
+    if kind_number >= len(_KINDS) or _KINDS[kind_number] != kind:
+        what = _KINDS[kind_number] if kind_number < len(_KINDS) else kind_number
+        raise ValueError(f"This is a {what} stream, and the codec reads {kind} ones.")
+    if made_by.hex() != fingerprint[:16]:
+        raise ValueError(
+            f"The stream was written by another codec: fingerprint {made_by.hex()}, and this one's is {fingerprint[:16]}. "
+            "Load the codec that encoded it."
+        )
+    header = {"dtype": _DTYPES[dtype], "parameters": parameters, "num_images": num_images, "image_shape": tuple(shape)}
+    return header, np.frombuffer(stream, "<u4", num_words, position).astype("uint32")
+
+
+def _varint(number):
+    """Seven bits a byte, the lowest first; all but the last have the highest bit set."""
+    parts = bytearray()
+    while number >= 128:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def _read_varint(stream, position):
+    number = shift = 0
+    while True:
+        byte = stream[position]
+        position += 1
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return number, position
+
+
+def _read_varints(stream, position):
+    """Their number, then they."""
+    length, position = _read_varint(stream, position)
+    numbers = []
+    for _ in range(length):
+        number, position = _read_varint(stream, position)
+        numbers.append(number)
+    return numbers, position

@@ -1,0 +1,413 @@
+"""Imputation of missing values."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+from scipy import special, stats
+from sklearn.base import OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from kerasae import checks, networks
+from kerasae.layers import random_seed
+from kerasae.models import Autoencoder
+from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
+
+# Rows that are imputed at a time: each is decoded `n_samples` times.
+_ROWS_AT_ONCE = 64
+# Bounds of what the decoder gives before its exponential: scales from e^-6 to e^3 standard deviations.
+_LOG_SCALES = (-6.0, 3.0)
+
+
+class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
+    """Fills missing values by a variational autoencoder that is trained on incomplete rows.
+
+    With o the observed entries of a row x and m its missing ones, a model `p(x|z) = prod_j t(x_j; mu_j(z), sigma_j(z), nu_j)` (Student's t)
+    and an encoder `q(z|o)` that sees the row with 0, the column's mean, for what is missing, and which entries these are, `fit` maximises
+
+        E ln 1/K sum_k w_k,    w_k = p(o|z_k) p(z_k) / q(z_k|o),    z_k ~ q(z|o),
+
+    a lower bound of `ln p(o)`: nothing is imputed in training. `transform` gives the conditional mean of what is missing, by
+    self-normalised importance sampling, `E[m|o] ~ sum_l w_l mu_m(z_l) / sum_l w_l`, with the same S noise vectors for every row and every
+    call, so that a row's answer depends on nothing else. `sample` draws from `p(m|o)`, for multiple imputation. Observed entries are never
+    altered.
+
+    Args:
+        latent_dim: size of z, at least 1. Default 10.
+        hidden_units: of encoder and, in reverse, decoder. Default (128, 128, 128), as in the paper.
+        activation: of the hidden layers. Default `"tanh"`, as in the paper.
+        n_importance_samples: K, at least 1. Default 20.
+        n_samples: S, at least 1. Default 500.
+        corruption_rate: probability, in [0, 1), that an observed entry is hidden from the encoder in a step of training. It stays in the
+            bound, which holds for any q. Not in the paper; keeps small tables from being learned by heart. Default 0.2.
+        scaling, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in `AutoencoderEstimator`.
+
+    Attributes:
+        model_: the fitted `IncompleteDataAutoencoder`, of scaled rows.
+        network_: Keras model from scaled rows with NaN to imputed ones.
+
+    Raises:
+        ValueError: on infinity, fewer than 2 rows, another number of columns than in `fit`, a column of `fit` without any observed value,
+            bad options.
+
+    Example:
+
+    ```python
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 1)) + rng.normal(0, 0.3, size=(200, 3))
+    x[rng.random(x.shape) < 0.3] = np.nan
+    imputer = kerasae.tasks.Imputer(epochs=2, random_state=0)
+    complete = imputer.fit_transform(x)
+    five = imputer.sample(x, 5)  # (5, 200, 3)
+    ```
+
+    Reference:
+        Mattei and Frellsen 2019, "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets", equations 4, 12 and
+        algorithm 1. Deviations: the encoder sees the mask; nu is one number a column; `corruption_rate`; the noise of `transform` is a
+        scrambled Sobol sequence instead of independent draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim=10,
+        hidden_units=(128, 128, 128),
+        activation="tanh",
+        n_importance_samples=20,
+        n_samples=500,
+        corruption_rate=0.2,
+        scaling="standard",
+        epochs=300,
+        batch_size=64,
+        learning_rate=1e-3,
+        validation_fraction=0.0,
+        patience=50,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            latent_dim=latent_dim,
+            hidden_units=hidden_units,
+            scaling=scaling,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.activation = activation
+        self.n_importance_samples = n_importance_samples
+        self.n_samples = n_samples
+        self.corruption_rate = corruption_rate
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def fit(self, X, y=None):
+        """Fits the model.
+
+        Args:
+            X: table (n, columns) with NaN for what is missing; every column has a value in some row.
+            y: ignored.
+        """
+        X = self._validate(X, reset=True, images=False, ensure_all_finite="allow-nan")
+        empty = np.flatnonzero(np.isnan(X).all(axis=0))
+        if len(empty):
+            names = list(getattr(self, "feature_names_in_", np.arange(X.shape[1]))[empty][:5])
+            raise ValueError(
+                f"Each column must have an observed value to learn from. Without any: {len(empty)}, the first of them {names}. "
+                "Drop such columns."
+            )
+        rate = checks.real_number(self.corruption_rate, "corruption_rate", minimum=0)
+        if rate >= 1:
+            raise ValueError(f"`corruption_rate` must lie in [0, 1). Received: {rate:g}")
+        n_samples = checks.positive_int(self.n_samples, "n_samples")
+        pairs = _pairs(self._fit_scaling(X))
+        seed = self._seed()
+        self.model_ = self._fit_model(pairs, seed=seed, corrupt=_hide(rate) if rate else None)
+        self.network_ = self._imputation_network(n_samples, seed)
+        return self
+
+    def transform(self, X):
+        """The rows with conditional means for NaN, `(n, columns)`, in the dtype of X if that is a float's."""
+        check_is_fitted(self)
+        X = self._validate(X, images=False, ensure_all_finite="allow-nan")
+        missing = np.isnan(X)
+        incomplete = missing.any(axis=1)
+        imputed = X.copy()
+        if incomplete.any():
+            means = self._unscale(run(self.network_, self._scale(X[incomplete]), _ROWS_AT_ONCE))
+            imputed[missing] = means[missing[incomplete]]
+        return imputed
+
+    def sample(self, X, n_imputations=1, random_state=None):
+        """Draws from `p(missing | observed)` by sampling importance resampling.
+
+        For every draw one z is chosen among S, with probabilities proportional to w, then x is drawn from `p(x|z)`.
+
+        Args:
+            X: as in `transform`.
+            n_imputations: how many tables to draw, at least 1.
+            random_state: int, `RandomState` or None.
+
+        Returns:
+            `(n_imputations, n, columns)`; rows without NaN are n_imputations times the same.
+        """
+        check_is_fitted(self)
+        X = self._validate(X, images=False, ensure_all_finite="allow-nan")
+        n_imputations = checks.positive_int(n_imputations, "n_imputations")
+        random_state = check_random_state(random_state)
+        degrees = self.model_.degrees_of_freedom()
+        drawn = np.repeat(X[None], n_imputations, axis=0)
+        incomplete = np.flatnonzero(np.isnan(X).any(axis=1))
+        for start in range(0, len(incomplete), _ROWS_AT_ONCE):
+            rows = incomplete[start : start + _ROWS_AT_ONCE]
+            pairs = _pairs(self._scale(X[rows]))
+            z_mean, z_log_var = run(self.model_.encoder, pairs)
+            noise = random_state.standard_normal((len(rows), self.n_samples, z_mean.shape[1])).astype("float32")
+            z = z_mean[:, None] + np.exp(0.5 * z_log_var)[:, None] * noise
+            parameters = run(self.model_.decoder, z.reshape(-1, z.shape[-1]), 4096)
+            # (rows, S, columns)
+            location, log_scale = np.moveaxis(parameters.reshape(len(rows), self.n_samples, -1, 2), -1, 0)
+            scale = np.exp(np.clip(log_scale, *_LOG_SCALES))
+            log_density = stats.t.logpdf(pairs[:, None, :, 0], degrees, location, scale)
+            log_weights = (log_density * pairs[:, None, :, 1]).sum(axis=2)
+            log_weights += 0.5 * (np.square(noise) + z_log_var[:, None] - np.square(z)).sum(axis=2)
+            weights = special.softmax(log_weights, axis=1)
+            for i, row in enumerate(rows):
+                chosen = random_state.choice(self.n_samples, n_imputations, p=weights[i])
+                standard_t = random_state.standard_t(degrees, (n_imputations, X.shape[1]))
+                values = self._unscale(location[i, chosen] + scale[i, chosen] * standard_t)
+                missing = np.isnan(X[row])
+                drawn[:, row, missing] = values[:, missing]
+        return drawn
+
+    def deployed_parts(self):
+        """`transform`, from raw rows with NaN to imputed ones."""
+        check_is_fitted(self)
+        x = keras.Input(self.input_shape_, name="x")
+        scaled = x
+        if self.scaling is not None:
+            # Two steps, so that a large common offset goes before anything is rounded.
+            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
+        imputed = ops.where(ops.isnan(x), self._unscaled_output(self.network_(scaled)), x)
+        return [
+            DeployedPart(
+                "transform",
+                "from rows with NaN to imputed rows",
+                keras.Model(x, imputed),
+                "imputed",
+                "rows with conditional means for NaN",
+                self.transform,
+                input_meaning="rows, unscaled, with NaN for what is missing",
+            )
+        ]
+
+    # -- The parts ---------------------------------------------------------------------------------------------------------------------
+
+    def _build_model(self, input_shape, seed):
+        latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
+        heads = {"z_mean": latent_dim, "z_log_var": latent_dim}
+        return IncompleteDataAutoencoder(
+            networks.encoder(input_shape, heads, self.hidden_units, activation=self.activation),
+            networks.decoder(input_shape, latent_dim, self.hidden_units, activation=self.activation),
+            k=self.n_importance_samples,
+            seed=seed,
+        )
+
+    def _imputation_network(self, n_samples, seed):
+        encoder, decoder = self.model_.encoder, self.model_.decoder
+        latent_dim = decoder.inputs[0].shape[1]
+        # Sobol sequences are balanced at powers of two, and have no more than 21,201 dimensions.
+        sobol = stats.qmc.Sobol(latent_dim, rng=seed).random_base2(math.ceil(math.log2(n_samples)))
+        noise = special.ndtri(np.clip(sobol[:n_samples], 1e-7, 1 - 1e-7))
+        x = keras.Input(self.input_shape_, name="scaled")
+        pairs = ObservedPairs(name="pairs")(x)
+        z_mean, z_log_var = encoder(pairs)
+        spread = PosteriorSamples(noise.shape, name="samples")
+        spread.noise.assign(noise)
+        z = spread([z_mean, z_log_var])
+        mean = ImportanceWeightedMean([float(v) for v in self.model_.degrees_of_freedom()], name="mean")
+        return keras.Model(x, mean([pairs, z_mean, z_log_var, z, decoder(z)]), name="imputation")
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class IncompleteDataAutoencoder(Autoencoder):
+    """A variational autoencoder of incomplete rows: minimises `-E ln 1/K sum_k p(o|z_k) p(z_k) / q(z_k|o)`, in nats per example.
+
+    An example is `(columns, 2)`: in each column the value, 0 where it is missing, and 1 where it is observed or 0. The decoder gives
+    location and ln scale of Student's t for each column; the degrees of freedom, one number a column, are trained with the rest.
+
+    Args:
+        encoder: Keras model from `(batch, columns, 2)` to `[z_mean, z_log_var]`.
+        decoder: Keras model from `(batch, latent_dim)` to `(batch, columns, 2)`.
+        k: K, samples an example in training, at least 1.
+        seed: of the noise.
+
+    Reference:
+        Mattei and Frellsen 2019, equation 4.
+    """
+
+    term_names = ("bound_loss",)
+    code_names = ("z_mean", "z_log_var")
+
+    def __init__(self, encoder, decoder, k=20, seed=None, **kwargs):
+        super().__init__(encoder, decoder, seed=seed, **kwargs)
+        self.k = checks.positive_int(k, "k")
+        # nu = 3 + softplus: variances are finite.
+        self.raw_degrees = self.add_weight(shape=encoder.inputs[0].shape[1:2], initializer="zeros", name="raw_degrees")
+
+    def forward(self, x, training):
+        z_mean, z_log_var = self.encoder(x, training=training)
+        batch, latent_dim = tf.shape(z_mean)[0], z_mean.shape[1]
+        seed = random_seed(self.noise_generator(training))
+        noise = tf.random.stateless_normal((self.k, batch, latent_dim), seed, alg="philox")
+        # (k, batch, latent_dim)
+        z = z_mean + ops.exp(0.5 * z_log_var) * noise
+        parameters = self.decoder(ops.reshape(z, (-1, latent_dim)), training=training)
+        parameters = ops.reshape(parameters, (self.k, -1, *parameters.shape[1:]))
+        log_ratio = _log_ratio(z, z_mean, z_log_var)
+        return {
+            "z": z[0],
+            "z_mean": z_mean,
+            "reconstruction": parameters[0],
+            "parameters": parameters,
+            "log_ratio": log_ratio,
+        }
+
+    def terms(self, x, outputs):
+        log_weights = outputs["log_ratio"] + _log_density(x, outputs["parameters"], self._degrees())
+        return {"bound_loss": math.log(self.k) - ops.logsumexp(log_weights, axis=0)}
+
+    def code_of(self, encoder_output):
+        return encoder_output[0]
+
+    def _degrees(self):
+        return 3.0 + ops.softplus(self.raw_degrees)
+
+    def degrees_of_freedom(self):
+        """nu of each column, NumPy `(columns,)`."""
+        return ops.convert_to_numpy(self._degrees())
+
+    def get_config(self):
+        config = super().get_config()
+        del config["loss"]
+        return {**config, "k": self.k}
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class ObservedPairs(keras.layers.Layer):
+    """Rows with NaN, `(batch, columns)`, as pairs of value (0 for NaN) and 1 for observed, 0 for NaN: `(batch, columns, 2)`."""
+
+    def call(self, x):
+        missing = ops.isnan(x)
+        return ops.stack([ops.where(missing, ops.zeros_like(x), x), 1.0 - ops.cast(missing, "float32")], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, 2)
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class PosteriorSamples(keras.layers.Layer):
+    """`z_l = z_mean + sigma * noise_l` for noise that is a weight: `(batch, latent_dim)` twice to `(batch * S, latent_dim)`.
+
+    Args:
+        shape: of the noise, (S, latent_dim).
+    """
+
+    def __init__(self, shape, **kwargs):
+        super().__init__(**kwargs)
+        self.shape = checks.positive_ints(shape, "shape")
+        self.noise = self.add_weight(shape=self.shape, trainable=False, initializer="zeros", name="noise")
+        self.built = True
+
+    def call(self, inputs):
+        z_mean, z_log_var = inputs
+        # (batch, 1, latent_dim) and (S, latent_dim)
+        z = ops.expand_dims(z_mean, 1) + ops.expand_dims(ops.exp(0.5 * z_log_var), 1) * self.noise
+        return ops.reshape(z, (-1, self.shape[1]))
+
+    def compute_output_shape(self, input_shape):
+        return (None, self.shape[1])
+
+    def get_config(self):
+        return {**super().get_config(), "shape": self.shape}
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class ImportanceWeightedMean(keras.layers.Layer):
+    """`sum_l w_l mu(z_l) / sum_l w_l` of samples z_l of the posterior: `(batch, columns)`.
+
+    Takes `[pairs, z_mean, z_log_var, z, parameters]`, as the imputation network makes them.
+
+    Args:
+        degrees: list, the degrees of freedom of each column.
+    """
+
+    def __init__(self, degrees, **kwargs):
+        super().__init__(**kwargs)
+        self.degrees = list(degrees)
+
+    def call(self, inputs):
+        pairs, z_mean, z_log_var, z, parameters = inputs
+        columns, latent_dim = len(self.degrees), z_mean.shape[1]
+        # (batch * S, ...) -> (S, batch, ...), the order of training
+        samples = ops.shape(z)[0] // ops.shape(z_mean)[0]
+        z = ops.transpose(ops.reshape(z, (-1, samples, latent_dim)), (1, 0, 2))
+        parameters = ops.transpose(ops.reshape(parameters, (-1, samples, columns, 2)), (1, 0, 2, 3))
+        degrees = np.asarray(self.degrees, "float32")
+        log_weights = _log_ratio(z, z_mean, z_log_var) + _log_density(pairs, parameters, degrees)
+        weights = ops.exp(log_weights - ops.max(log_weights, axis=0, keepdims=True))
+        weights = weights / ops.sum(weights, axis=0, keepdims=True)
+        return ops.sum(ops.expand_dims(weights, -1) * parameters[..., 0], axis=0)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0][:2]
+
+    def get_config(self):
+        return {**super().get_config(), "degrees": self.degrees}
+
+
+def _pairs(x):
+    """What `ObservedPairs` gives, in NumPy."""
+    missing = np.isnan(x)
+    return np.stack([np.where(missing, 0, x), ~missing], axis=-1).astype("float32")
+
+
+def _hide(rate):
+    """A function that hides observed entries of a batch of pairs at random."""
+
+    def hide(pairs, seed):
+        kept = tf.random.stateless_uniform(tf.shape(pairs)[:-1], seed) >= rate
+        return pairs * tf.cast(kept, tf.float32)[..., None]
+
+    return hide
+
+
+def _log_ratio(z, z_mean, z_log_var):
+    """`ln p(z) - ln q(z|o)` of samples `(S, batch, latent_dim)`: `(S, batch)`; the densities' constants cancel."""
+    squares = ops.square(z - z_mean) * ops.exp(-z_log_var) + z_log_var - ops.square(z)
+    return 0.5 * ops.sum(squares, axis=-1)
+
+
+def _log_density(pairs, parameters, degrees):
+    """`ln p(o|z)` of `pairs`, (batch, columns, 2), under `parameters`, (S, batch, columns, 2): `(S, batch)`."""
+    values, observed = pairs[..., 0], pairs[..., 1]
+    log_scale = ops.clip(parameters[..., 1], *_LOG_SCALES)
+    squares = ops.square((values - parameters[..., 0]) * ops.exp(-log_scale))
+    half = 0.5 * (degrees + 1.0)
+    if isinstance(degrees, np.ndarray):
+        constant = special.gammaln(half) - special.gammaln(0.5 * degrees) - 0.5 * np.log(np.pi * degrees)
+        constant = constant.astype("float32")
+    else:
+        constant = tf.math.lgamma(half) - tf.math.lgamma(0.5 * degrees) - 0.5 * ops.log(np.pi * degrees)
+    log_density = constant - log_scale - half * ops.log(1.0 + squares / degrees)
+    return ops.sum(observed * log_density, axis=-1)

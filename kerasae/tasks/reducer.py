@@ -1,0 +1,140 @@
+"""Dimensionality reduction and feature extraction."""
+
+import keras
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from kerasae.tasks.base import AutoencoderTransformer, DeployedPart, run
+
+
+class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
+    """Reduces examples to codes, as PCA does, by an autoencoder.
+
+    `fit` minimises the model's loss, `E d(x, g(f(x)))`, on the scaled examples; `transform` gives the codes `f(x)` (of a variational model
+    the means of q(z|x)), `inverse_transform` the reconstructions `g(z)` in the data's units. It has a place in pipelines and grid searches:
+    `score` is the negative squared error of the reconstruction, so that higher is better.
+
+    Args:
+        model: `"undercomplete"` (default), any other family, or a kerasae model of your own.
+        latent_dim: number of codes, at least 1. Default 2.
+        hidden_units, network, model_options, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in
+            `AutoencoderEstimator`.
+        scaling: as there. Default `"global"`: distances stay in proportion, so that the error is weighed as PCA weighs it. Where columns
+            have different units, say `"standard"`.
+
+    Attributes:
+        model_: the fitted kerasae model, of scaled examples.
+
+    Example:
+
+    ```python
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    images, labels = kerasae.data.load("digits", labels=True)[0]
+    reducer = kerasae.tasks.Reducer(latent_dim=16, epochs=2, random_state=0)
+    classifier = make_pipeline(reducer, LogisticRegression(max_iter=1000)).fit(images, labels)
+    codes = classifier[0].transform(images)
+    ```
+
+    Reference:
+        Hinton and Salakhutdinov 2006, "Reducing the Dimensionality of Data with Neural Networks".
+    """
+
+    def __init__(
+        self,
+        model="undercomplete",
+        *,
+        latent_dim=2,
+        hidden_units=None,
+        network="dense",
+        model_options=None,
+        scaling="global",
+        epochs=100,
+        batch_size=None,
+        learning_rate=1e-3,
+        validation_fraction=0.1,
+        patience=10,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            model,
+            latent_dim=latent_dim,
+            hidden_units=hidden_units,
+            network=network,
+            model_options=model_options,
+            scaling=scaling,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            random_state=random_state,
+            verbose=verbose,
+        )
+
+    def fit(self, X, y=None):
+        """Fits the model.
+
+        Args:
+            X: table (n, columns) or images (n, height, width[, channels]), at least 2 rows, finite.
+            y: ignored.
+
+        Raises:
+            ValueError: on bad data or options, and where training diverges.
+        """
+        X = self._validate(X, reset=True)
+        x = self._fit_scaling(X)
+        self.model_ = self._fit_model(x, seed=self._seed())
+        return self
+
+    def transform(self, X):
+        """Codes, `(n, latent_dim)`, in float32."""
+        check_is_fitted(self)
+        codes = run(self.model_.encoder, self._scale(self._validate(X)))
+        codes = self.model_.code_of(codes)
+        return codes.reshape(len(codes), -1)
+
+    def inverse_transform(self, Z):
+        """Reconstructions of codes, in the shape and units of the data that `fit` saw, in float32."""
+        check_is_fitted(self)
+        Z = check_array(Z, dtype=("float64", "float32"))
+        if Z.shape[1] != self._n_features_out:
+            raise ValueError(f"Z must have {self._n_features_out} codes a row. Received shape: {Z.shape}")
+        return self._unscale(self.model_.reconstruction_of(run(self.model_.decoder, Z)))
+
+    def score(self, X, y=None):
+        """Negative squared error of the reconstruction, summed over features, mean over examples, in squared units of the data."""
+        difference = self._validate(X) - self.inverse_transform(self.transform(X))
+        return -float(np.square(difference, dtype="float64").sum() / len(difference))
+
+    def deployed_parts(self):
+        """`transform`, from raw examples to codes (served by default), and `inverse_transform`."""
+        check_is_fitted(self)
+        x, scaled = self._scaled_input()
+        codes = self.model_.code_of(self.model_.encoder(scaled))
+        codes = keras.layers.Flatten(name="codes")(codes)
+        z = keras.Input((self._n_features_out,), name="z")
+        shaped = keras.layers.Reshape(self.model_.decoder.inputs[0].shape[1:])(z)
+        reconstruction = self._unscaled_output(self.model_.reconstruction_of(self.model_.decoder(shaped)))
+        return [
+            DeployedPart(
+                "transform", "from examples to codes", keras.Model(x, codes), "z", "the codes", self.transform
+            ),
+            DeployedPart(
+                "inverse_transform",
+                "from codes to reconstructions",
+                keras.Model(z, reconstruction),
+                "reconstruction",
+                "the reconstructions, in the units of x",
+                self.inverse_transform,
+                "z",
+                "codes",
+            ),
+        ]
+
+    @property
+    def _n_features_out(self):
+        return self.model_.code_size

@@ -1,0 +1,208 @@
+"""The anomaly detector: its score against NumPy, its answers on real digits, its door, its deployed form."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.special import logsumexp
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer
+from sklearn.ensemble import IsolationForest
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+
+import kerasae
+from kerasae.tasks import AnomalyDetector
+from kerasae.tasks.anomaly import ContrastNormalization, FreeEnergy, GaussianBlur
+from kerasae.tasks.base import run
+
+QUICK = {"n_estimators": 1, "hidden_units": (16,), "max_samples": 512, "epochs": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Normal rows on a plane in six dimensions, and some far from it."""
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6)) + 0.1 * rng.normal(size=(400, 6))
+    return 1000 + 50 * normal, 1000 + 50 * rng.normal(0, 3, size=(20, 6))
+
+
+@pytest.fixture(scope="module")
+def detector(table):
+    return AnomalyDetector(**QUICK).fit(table[0])
+
+
+@pytest.mark.parametrize("far", [1.0, 100.0])
+def test_free_energy_is_a_log_density(rng, far):
+    x, references, bandwidths = far * rng.normal(size=(7, 3)), rng.normal(size=(2, 11, 3)), (0.5, 2.0)
+    layer = FreeEnergy(references.shape, bandwidths)
+    layer.references.assign(references)
+    squares = np.square(x[:, None, None] - references).sum(axis=-1)
+    energies = [-(s**2) * (logsumexp(-squares / (2 * s**2), axis=2) - np.log(11)) for s in bandwidths]
+    np.testing.assert_allclose(layer(x), np.mean(energies, axis=(0, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_free_energy_lies_between_nearest_and_mean_distance(rng):
+    x, references = rng.normal(size=(5, 4)), rng.normal(size=(1, 9, 4))
+    squares = np.square(x[:, None] - references[0]).sum(axis=-1)
+    for bandwidth, expected in ((1e-3, 0.5 * squares.min(axis=1)), (1e2, 0.5 * squares.mean(axis=1))):
+        layer = FreeEnergy(references.shape, [bandwidth])
+        layer.references.assign(references)
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-2)
+
+
+def test_the_farthest_example_has_a_finite_score(detector, table):
+    x = np.stack([table[0][0], np.full(6, 1e30), np.full(6, -1e300)])
+    scores = detector.score_samples(x)
+    assert np.isfinite(scores).all()
+    assert scores[0] > scores[1:].max()
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 3)])
+def test_blur(rng, shape):
+    images = rng.random((2, *shape))
+    sigma = (0, 1, 1, 0)[: len(shape) + 1]
+    # SciPy's "mirror" is Keras's "reflect": the edge is not repeated.
+    expected = gaussian_filter(images, sigma, mode="mirror", truncate=3)
+    np.testing.assert_allclose(GaussianBlur(1.0)(images), expected, atol=1e-5)
+    np.testing.assert_allclose(GaussianBlur(0)(images), images, atol=1e-6)
+    # More blur than there are pixels.
+    assert np.isfinite(GaussianBlur(50.0)(images)).all()
+
+
+def test_contrast(rng):
+    images = rng.random((3, 5, 5)) * [[[1]], [[10]], [[0]]]
+    normalised = np.asarray(ContrastNormalization()(images.astype("float32")))
+    np.testing.assert_allclose(normalised.mean(axis=(1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.square(normalised).mean(axis=(1, 2)), [1, 1, 0], atol=1e-3)
+
+
+def test_finds_what_lies_off_the_plane(detector, table):
+    normal, strange = table
+    scores = detector.score_samples(np.concatenate([normal, strange]))
+    truth = np.repeat([0, 1], [len(normal), len(strange)])
+    assert roc_auc_score(truth, -scores) > 0.97
+    assert (detector.predict(strange) == -1).mean() > 0.9
+
+
+def test_threshold(detector, table):
+    normal = table[0]
+    assert (detector.predict(normal) == -1).mean() == pytest.approx(0.1, abs=0.005)
+    np.testing.assert_allclose(detector.decision_function(normal), detector.score_samples(normal) - detector.offset_)
+    few = clone(detector).set_params(contamination=0.02)
+    np.testing.assert_array_equal(few.fit_predict(normal), np.where(few.decision_function(normal) < 0, -1, 1))
+    assert (few.predict(normal) == -1).sum() == 8
+
+
+def test_pickle_copy_and_random_state(detector, table):
+    expected = detector.score_samples(table[1])
+    for copied in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector), clone(detector).fit(table[0])):
+        np.testing.assert_array_equal(copied.score_samples(table[1]), expected)
+    with pytest.raises(NotFittedError):
+        clone(detector).predict(table[1])
+
+
+def test_score_is_an_average_over_the_ensemble(table):
+    detector = AnomalyDetector(**{**QUICK, "n_estimators": 2, "epochs": 1}).fit(table[0])
+    assert len(detector.estimators_) == 2
+    references = detector.scorer_.get_layer("free_energy").references.numpy()
+    x = detector._scale(table[1])
+    squares = np.square(x[:, None, None] - references).sum(axis=-1)
+    expected = np.mean(
+        [(s**2) * (logsumexp(-squares / (2 * s**2), axis=2) - np.log(400)) for s in (0.5, 1, 2)], axis=(0, 2)
+    )
+    np.testing.assert_allclose(detector.score_samples(table[1]), expected, rtol=1e-4)
+    # The references are reconstructions of training rows by the members.
+    for model, part in zip(detector.estimators_, references, strict=True):
+        again = model.predict(part, verbose=0)
+        assert np.square(again - part).sum(axis=1).mean() < np.square(part).sum(axis=1).mean()
+
+
+def test_data_frames_and_constant_columns(table):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(table[0], columns=list("abcdef")).assign(constant=3.3)
+    detector = AnomalyDetector(**QUICK).fit(frame)
+    assert list(detector.feature_names_in_) == [*"abcdef", "constant"]
+    strange = frame.iloc[:50].assign(constant=300.0)
+    # A column that never varied, and does now, is an anomaly.
+    assert (detector.predict(strange) == -1).all()
+    with pytest.raises(ValueError, match="feature names"):
+        detector.predict(frame.rename(columns={"a": "z"}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x", "message"),
+    [
+        ({}, [[1.0, np.nan], [0.0, 1.0]], "NaN"),
+        ({}, [[1.0, np.inf], [0.0, 1.0]], "infinity"),
+        ({}, [[1.0, 2.0]], "1 sample"),
+        ({}, np.zeros((4, 2, 2, 2, 2)), "a table or images"),
+        ({"contamination": 0.0}, None, "`contamination` must be a finite number above 0 and at most 0.5"),
+        ({"contamination": 0.7}, None, "`contamination`"),
+        ({"n_estimators": 0}, None, "`n_estimators` must be a whole number"),
+        ({"n_references": 0}, None, "`n_references` must be a whole number"),
+        ({"bandwidths": ()}, None, "`bandwidths` must hold at least one"),
+        ({"bandwidths": (1.0, 0.0)}, None, "`bandwidths` must be a finite number above 0"),
+        ({"scaling": "max"}, None, "`scaling` must be one of"),
+        ({"model": "variatonal"}, None, "Did you mean 'variational'"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments, x, message, table):
+    with pytest.raises(ValueError, match=message):
+        AnomalyDetector(**{**QUICK, "epochs": 1, **arguments}).fit(table[0][:50] if x is None else x)
+
+
+def test_another_number_of_columns_is_refused(detector):
+    with pytest.raises(ValueError, match="5 features.*6"):
+        detector.predict(np.zeros((2, 5)))
+
+
+@pytest.mark.parametrize("family", ["linear", "denoising", "variational"])
+def test_families(family, table):
+    arguments = {**QUICK, "epochs": 1} if family != "linear" else {**QUICK, "epochs": 1, "hidden_units": None}
+    detector = AnomalyDetector(family, **arguments).fit(table[0])
+    assert type(detector.estimators_[0]).__module__.startswith("kerasae.models")
+    assert np.median(detector.score_samples(table[1])) < np.median(detector.score_samples(table[0]))
+
+
+def test_a_model_of_ones_own(table):
+    own = kerasae.builders.denoising(6, latent_dim=3, hidden_units=(8,))
+    detector = AnomalyDetector(own, **{**QUICK, "hidden_units": None, "epochs": 1}).fit(table[0])
+    assert detector.estimators_[0] is not own
+
+
+def test_images_one_digit_normal():
+    (x, y), (x_test, y_test) = kerasae.data.load("digits", labels=True)
+    detector = AnomalyDetector(**{**QUICK, "epochs": 20, "latent_dim": 16, "hidden_units": (64,)}).fit(x[y == 4])
+    scores = detector.score_samples(x_test)
+    auroc = roc_auc_score(y_test == 4, scores)
+    flat = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+    forest = IsolationForest(random_state=0).fit(flat[0][y == 4])
+    assert auroc > 0.98
+    assert auroc > roc_auc_score(y_test == 4, forest.score_samples(flat[1]))
+    # Contrast is normalised: paler ink is no anomaly.
+    np.testing.assert_allclose(detector.score_samples(0.5 * x_test), scores, rtol=1e-2, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["table", "images"])
+def test_deployed_graph_gives_the_score(kind, detector, table, digits):
+    x = table[1] if kind == "table" else digits[1][:20]
+    fitted = detector if kind == "table" else AnomalyDetector(**{**QUICK, "epochs": 1}).fit(digits[0])
+    (part,) = fitted.deployed_parts()
+    expected = part.answer(x)
+    np.testing.assert_allclose(run(part.network, x), expected, rtol=1e-3)
+    assert isinstance(part.network, keras.Model)
+
+
+@pytest.mark.slow
+def test_breast_cancer_against_the_forest():
+    x, y = load_breast_cancer(return_X_y=True)  # 1 is benign
+    rng = np.random.default_rng(0)
+    normal = rng.permutation(np.flatnonzero(y == 1))
+    train, test = normal[:180], np.concatenate([normal[180:], np.flatnonzero(y == 0)])
+    ours = AnomalyDetector(random_state=0).fit(x[train]).score_samples(x[test])
+    forest = IsolationForest(random_state=0).fit(x[train]).score_samples(x[test])
+    assert roc_auc_score(y[test], ours) > max(0.95, roc_auc_score(y[test], forest) - 0.01)

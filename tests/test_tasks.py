@@ -1,0 +1,367 @@
+"""The estimators: scikit-learn's own checks, what they share, and reduction and denoising on real digits."""
+
+import copy
+import importlib.util
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import kerasae
+from kerasae import export, metrics, tasks
+from kerasae.tasks.base import run
+
+TINY = {"hidden_units": (4,), "latent_dim": 2, "epochs": 2}
+# (class, module, arguments that make a fit quick, {check: why it is excepted}).
+ESTIMATORS = [
+    ("Reducer", "reducer", {**TINY, "validation_fraction": 0.0}, {}),
+    ("Denoiser", "denoiser", {**TINY, "validation_fraction": 0.0}, {}),
+    ("AnomalyDetector", "anomaly", TINY, {}),
+    ("Imputer", "imputer", TINY, {}),
+]
+# The rest of scikit-learn's checks takes minutes.
+QUICK = {
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_estimators_unfitted",
+    "check_estimators_nan_inf",
+    "check_n_features_in_after_fitting",
+    "check_dict_unchanged",
+    "check_methods_subset_invariance",
+}
+
+
+def estimators():
+    for name, module, arguments, excepted in ESTIMATORS:
+        if importlib.util.find_spec(f"kerasae.tasks.{module}") is None:
+            continue
+        accepted = getattr(tasks, name)._get_param_names()
+        yield getattr(tasks, name)(**{key: arguments[key] for key in arguments if key in accepted}), excepted
+
+
+def sklearn_checks():
+    for estimator, excepted in estimators():
+        for own, check in estimator_checks_generator(estimator, expected_failed_checks=excepted, mark="xfail"):
+            name = getattr(check, "func", check).__name__
+            marks = [] if name in QUICK else [pytest.mark.slow]
+            yield pytest.param(own, check, id=f"{type(own).__name__}-{name}", marks=marks)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("estimator", "check"), sklearn_checks())
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+def fitted(name, x, **arguments):
+    options = {"epochs": 3, "hidden_units": (32,), "latent_dim": 8, "random_state": 0, **arguments}
+    return getattr(tasks, name)(**options).fit(x)
+
+
+@pytest.fixture(scope="module")
+def flat(digits):
+    return tuple(x.reshape(len(x), -1) for x in digits)
+
+
+# -- What they share -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "method"), [("Reducer", "transform"), ("Denoiser", "denoise")])
+def test_a_fitted_estimator_is_pickled_and_copied(name, method, flat):
+    estimator = fitted(name, flat[0])
+    expected = getattr(estimator, method)(flat[1])
+    for copied in (pickle.loads(pickle.dumps(estimator)), copy.deepcopy(estimator)):
+        np.testing.assert_array_equal(getattr(copied, method)(flat[1]), expected)
+    # A clone is not fitted, and fits to the same.
+    again = clone(estimator)
+    with pytest.raises(NotFittedError):
+        getattr(again, method)(flat[1])
+    np.testing.assert_array_equal(getattr(again.fit(flat[0]), method)(flat[1]), expected)
+
+
+def test_a_fit_depends_on_random_state_alone(flat):
+    import random
+
+    def codes(random_state, global_seed):
+        keras.utils.set_random_seed(global_seed)
+        before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        z = fitted("Reducer", flat[0], random_state=random_state).transform(flat[1])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+        return z
+
+    first = codes(0, global_seed=1)
+    np.testing.assert_array_equal(codes(0, global_seed=2), first)
+    assert np.abs(codes(1, global_seed=1) - first).max() > 0.1
+
+
+def test_a_model_of_ones_own_is_taken_and_left_alone(digits):
+    x, x_test = digits
+    own = kerasae.builders.contractive((8, 8, 1), latent_dim=3, seed=0)
+    own.compile(keras.optimizers.SGD(1e-3, momentum=0.5))
+    before = own.get_weights()
+    reducer = tasks.Reducer(own, epochs=1, random_state=0).fit(x.reshape(len(x), -1))
+    assert type(reducer.model_) is type(own)
+    assert reducer.transform(x_test.reshape(len(x_test), -1)).shape == (len(x_test), 3)
+    for old, new in zip(before, own.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    with pytest.raises(ValueError, match=r"takes examples of shape \(8, 8, 1\).*\(4,\)"):
+        tasks.Reducer(own).fit(load_iris().data)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "robust", "minmax", "global", "range", None])
+def test_scaling(scaling, rng):
+    X = rng.normal([5, -100, 7, 0], [1, 50, 0, 1e-3], (200, 4))
+    reducer = tasks.Reducer(scaling=scaling, epochs=1, hidden_units=(4,))
+    reducer._validate(X, reset=True)
+    x = reducer._fit_scaling(X)
+    expected = {
+        "standard": (X - X.mean(0)) / np.where(X.std(0) > 1e-9, X.std(0), 1),
+        "robust": (X - np.median(X, 0))
+        / np.where(X.std(0) > 1e-9, np.subtract(*np.quantile(X, (0.75, 0.25), 0)) / 1.349, 1),
+        "minmax": (X - X.min(0)) / np.where(np.ptp(X, 0) > 1e-9, np.ptp(X, 0), 1),
+        "global": (X - X.mean(0)) / np.sqrt(X.var(0).mean()),
+        "range": (X - X.min()) / np.ptp(X),
+        None: X,
+    }[scaling]
+    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(reducer._unscale(x), X, rtol=1e-4, atol=1e-4)
+
+
+def test_a_column_with_outliers_only_is_scaled_by_them(rng):
+    X = np.zeros((100, 2))
+    X[:5, 0] = 10
+    reducer = tasks.Reducer(scaling="robust")
+    reducer._validate(X, reset=True)
+    x = reducer._fit_scaling(X)
+    assert 3 < x[:, 0].max() < 6
+    assert not x[:, 1].any()
+
+
+def test_an_answer_does_not_depend_on_the_batch(flat):
+    model = fitted("Reducer", flat[0]).model_
+    whole = run(model.encoder, flat[1])
+    np.testing.assert_array_equal(np.concatenate([run(model.encoder, row[None]) for row in flat[1][:5]]), whole[:5])
+    np.testing.assert_allclose(whole, model.encoder(flat[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_training_stops_early_with_the_best_weights(rng, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(
+        keras.callbacks.EarlyStopping, "on_train_end", lambda self, logs=None: epochs.append(self.stopped_epoch)
+    )
+    tasks.Reducer(epochs=40, patience=1, learning_rate=0.05, hidden_units=(64,), random_state=0).fit(
+        rng.random((60, 5))
+    )
+    assert 0 < epochs[0] < 39
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x", "message"),
+    [
+        ({}, [[1.0, np.nan], [0.0, 1.0]], "NaN"),
+        ({}, [[1.0, 2.0]], "1 sample"),
+        ({"model": "variatonal"}, None, "Did you mean 'variational'"),
+        ({"model": 3}, None, "a kerasae model"),
+        ({"scaling": "max"}, None, "`scaling` must be one of"),
+        ({"epochs": 0}, None, "`epochs` must be a whole number"),
+        ({"validation_fraction": 1.0}, None, r"lie in \[0, 1\)"),
+        ({"learning_rate": 1e18}, None, "diverged"),
+        ({"model_options": {"loss": "binary_crossentropy"}}, None, r"\[0, 1\]"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments, x, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.Reducer(**{**TINY, **arguments}).fit(load_iris().data if x is None else x)
+
+
+def test_images_of_another_shape_are_refused(digits):
+    reducer = fitted("Reducer", digits[0])
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 1\), as in fit. Received shape: \(2, 8, 4, 1\)"):
+        reducer.transform(np.zeros((2, 8, 4, 1)))
+
+
+# -- Reduction -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_reducer_in_a_pipeline_beside_pca():
+    (x, y), (x_test, y_test) = kerasae.data.load("digits", labels=True)
+    x, x_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+    reducer = tasks.Reducer(latent_dim=8, hidden_units=(128,), epochs=30, random_state=0)
+    accuracies = [
+        make_pipeline(step, LogisticRegression(max_iter=2000)).fit(x, y).score(x_test, y_test)
+        for step in (reducer, PCA(8, random_state=0))
+    ]
+    assert accuracies[0] > accuracies[1] - 0.02
+    reducer.fit(x)
+    assert -reducer.score(x_test) < 0.75 * metrics.pca_error(x, x_test, 8)
+    reconstruction = reducer.inverse_transform(reducer.transform(x_test))
+    assert -reducer.score(x_test) == pytest.approx(metrics.squared_error(x_test, reconstruction), rel=1e-6)
+
+
+def test_reducer_in_a_grid_search(flat):
+    search = GridSearchCV(
+        tasks.Reducer(hidden_units=(32,), epochs=10, random_state=0), {"latent_dim": [1, 10]}, cv=2, error_score="raise"
+    )
+    search.fit(flat[0][:400])
+    assert search.best_params_ == {"latent_dim": 10}
+
+
+@pytest.mark.parametrize("model", ["linear", "denoising", "k_sparse", "sparse", "contractive", "variational"])
+def test_reducer_of_every_family(model, flat):
+    options = {"model_options": {"k": 3}} if model == "k_sparse" else {}
+    reducer = tasks.Reducer(model, latent_dim=6, epochs=1, random_state=0, **options).fit(flat[0][:200])
+    assert reducer.transform(flat[1]).shape == (len(flat[1]), 6)
+    assert reducer.inverse_transform(reducer.transform(flat[1])).shape == flat[1].shape
+
+
+def test_reducer_names_its_columns():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(load_iris().data, columns=["a", "b", "c", "d"])
+    reducer = tasks.Reducer(**TINY).set_output(transform="pandas").fit(frame)
+    assert list(reducer.transform(frame).columns) == ["reducer0", "reducer1"]
+    assert list(reducer.feature_names_in_) == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="feature names"):
+        reducer.transform(frame.rename(columns={"a": "e"}))
+
+
+# -- Denoising -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("corruption", ["gaussian", "masking", "salt_and_pepper"])
+def test_denoiser_takes_noise_away(corruption, digits):
+    x, x_test = digits
+    denoiser = tasks.Denoiser(corruption=corruption, latent_dim=64, hidden_units=(256,), epochs=30, random_state=0).fit(
+        16 * x
+    )
+    strength = 0.3
+    noisy = denoiser.corrupt(16 * x_test, strength, seed=1)
+    denoised = denoiser.denoise(noisy)
+    assert denoised.shape == x_test.shape
+    assert denoised.min() >= 0
+    assert denoised.max() <= 16
+    gain = metrics.psnr(16 * x_test, denoised, 16) - metrics.psnr(16 * x_test, noisy, 16)
+    assert gain > 2
+    assert denoiser.score(noisy, 16 * x_test) == pytest.approx(metrics.psnr(16 * x_test, denoised, 16), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("corruption", "strength", "statistic", "expected"),
+    [
+        ("gaussian", 0.2, lambda noisy: noisy.std(), 0.2),
+        ("masking", 0.3, lambda noisy: (noisy == 0).mean(), 0.3),
+        ("salt_and_pepper", 0.3, lambda noisy: (noisy == 1).mean(), 0.15),
+    ],
+)
+def test_noise_is_what_it_is_called(corruption, strength, statistic, expected):
+    x = np.full((50, 20, 20), 0.5, "float32")
+    x[0, 0, :2] = 0, 1  # the range
+    denoiser = tasks.Denoiser(corruption=corruption, clip=False, **TINY).fit(x)
+    assert statistic(denoiser.corrupt(x, strength)) == pytest.approx(expected, abs=0.01)
+    np.testing.assert_array_equal(denoiser.corrupt(x, strength), denoiser.corrupt(x, strength))
+    assert np.any(denoiser.corrupt(x, strength) != denoiser.corrupt(x, strength, seed=1))
+
+
+def test_strengths_spread_over_their_range():
+    x = np.full((400, 10, 10), 0.5, "float32")
+    x[0, 0, :2] = 0, 1
+    denoiser = tasks.Denoiser(strength=(0.1, 0.4), clip=False, **TINY).fit(x)
+    deviations = (denoiser.corrupt(x) - x).reshape(400, -1).std(axis=1)
+    assert deviations.min() < 0.12
+    assert deviations.max() > 0.37
+    assert deviations.mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_clipping():
+    x = np.zeros((50, 8, 8), "float32")
+    x[:, ::2] = 1
+    noisy = tasks.Denoiser(**TINY).fit(x).corrupt(x, 0.5)
+    assert noisy.min() == 0
+    assert noisy.max() == 1
+
+
+def test_denoiser_learns_from_pairs(digits, rng):
+    x, x_test = digits
+    # A stain that no built-in corruption makes.
+    stain = np.zeros((8, 8, 1), "float32")
+    stain[2:4, 2:6] = 0.7
+    denoiser = tasks.Denoiser(corruption=None, hidden_units=(128,), latent_dim=64, epochs=20, random_state=0)
+    denoiser.fit(np.maximum(x, stain), x)
+    stained = np.maximum(x_test, stain)
+    error = metrics.squared_error(x_test, denoiser.denoise(stained))
+    assert error < 0.5 * metrics.squared_error(x_test, stained)
+    with pytest.raises(ValueError, match=r"pass pairs, fit\(noisy, clean\)"):
+        denoiser.fit(x)
+    with pytest.raises(ValueError, match="clean images of X, of the shape"):
+        denoiser.fit(x, x[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"corruption": "gausian"}, "Did you mean 'gaussian'"),
+        ({"strength": -1}, "`strength` must be a finite number"),
+        ({"corruption": "masking", "strength": 1.5}, "at most 1"),
+        ({"strength": (0.5, 0.1)}, "of at least 0.5"),
+    ],
+)
+def test_bad_corruptions(arguments, message, digits):
+    with pytest.raises(ValueError, match=message):
+        tasks.Denoiser(**TINY, **arguments).fit(digits[0])
+
+
+# -- Export --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "output"),
+    [
+        ("Reducer", {"scaling": "standard"}, "z"),
+        ("Reducer", {"model": "variational"}, "z"),
+        ("Denoiser", {"network": "conv", "hidden_units": (8,)}, "denoised"),
+    ],
+)
+def test_the_deployed_graph_answers_directly(name, arguments, output, digits, tmp_path):
+    import onnxruntime
+    import tensorflow as tf
+
+    x, x_test = (16 * images for images in digits)
+    estimator = fitted(name, x, **arguments)
+    manifest = export.export(estimator, tmp_path / "bundle", x=x_test[:50])
+    assert manifest["family"] == name
+    part = manifest["parts"][0]
+    expected = estimator.transform(x_test[:20])
+    session = onnxruntime.InferenceSession(tmp_path / "bundle" / part["onnx"]["file"])
+    (answer,) = session.run([output], {"x": x_test[:20].astype("float32")})
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-4)
+    served = tf.saved_model.load(str(tmp_path / "bundle" / "saved_model")).signatures["serving_default"]
+    answer = served(x=tf.constant(x_test[:20], "float32"))[output]
+    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-4)
+    assert "Preprocessing: none: the parts scale" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_estimators_that_cant_be_exported_are_told_why(flat, tmp_path):
+    with pytest.raises(NotFittedError):
+        export.export(tasks.Reducer(), tmp_path / "bundle")
+    reducer = fitted("Reducer", flat[0])
+    with pytest.raises(ValueError, match="are for models"):
+        export.export(reducer, tmp_path / "bundle", image_input="uint8")
+    with pytest.raises(ValueError, match="`x` must have shape"):
+        export.export(reducer, tmp_path / "bundle", x=flat[1][:, :3])
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_graph_that_answers_otherwise_is_refused(flat, tmp_path, monkeypatch):
+    reducer = fitted("Reducer", flat[0])
+    monkeypatch.setattr(type(reducer), "transform", lambda self, X: 1.01 * run(self.model_.encoder, self._scale(X)))
+    with pytest.raises(export.ExportError, match="transform as saved_model"):
+        export.export(reducer, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
