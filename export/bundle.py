@@ -74,7 +74,7 @@ def export(
             images in [0, 1]. Default: what the model takes.
         batch_size: the only one that the parts take, for runtimes that need to know. Default: any.
         variants: encoder, decoder and autoencoder as ONNX in lower precision besides, `encoder.float16.onnx` and so on:
-            `"float16"` (half the size; needs the extra `kerasae[float16]`; not for k-sparse models), `"int8_dynamic"`
+            `"float16"` (half the size; needs the extra `kerasae[float16]`), `"int8_dynamic"`
             (the weights of dense layers; convolutions stay in float32), `"int8_static"` (all layers; the least exact).
             What each does to reconstruction error, size and latency is measured, and is in the manifest; no tolerance
             applies.

@@ -171,7 +171,7 @@ def _check(model, part):
     """Raises unless the model is valid, deterministic, and made of standard operators."""
     import onnx
 
-    nodes = list(_nodes(model.graph))
+    nodes = list(every_node(model.graph))
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
     if foreign:
         raise ExportError(f"The {part.name} as ONNX needs operators outside the standard: {foreign}")
@@ -186,10 +186,10 @@ def _check(model, part):
         raise ExportError(f"The {part.name} as ONNX fails onnx's checker: {str(error).strip()}.") from error
 
 
-def _nodes(graph):
+def every_node(graph):
     """Every node, those of branches and loop bodies included."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(inner)
+                yield from every_node(inner)

@@ -148,7 +148,7 @@ def parts_of(model, image_input=None, batch_size=None):
     def prepare(x, *side):
         """What the encoder takes."""
         x = tf.cast(x, "float32") / 255.0 if image_input else x
-        return [x, *side] if side else x
+        return [tf.convert_to_tensor(part) for part in (x, *side)] if side else x
 
     def encode(*inputs):
         return tf.nest.flatten(encoder(prepare(*inputs), training=False))

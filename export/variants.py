@@ -15,6 +15,7 @@ VARIANTS = ("float16", "int8_dynamic", "int8_static")
 # The score sums hundreds of squares, which half precision can't, and `sample` is the decoder.
 PARTS = ("encoder", "decoder", "autoencoder")
 MAX_EXAMPLES = 256
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 
 
 def check_tools(variants):
@@ -28,7 +29,8 @@ def convert(model, variant, part, metadata, examples):
 
     Args:
         model: its `onnx.ModelProto` in float32; not changed.
-        variant: `"float16"`: weights and arithmetic in half precision; `"int8_dynamic"`: the weights of dense layers as
+        variant: `"float16"`: weights and arithmetic in half precision, but for the choice of the largest codes in a k-sparse
+            model: of the rounded codes, exactly k are kept; `"int8_dynamic"`: the weights of dense layers as
             8-bit integers, one scale an output, activations quantised as they come; `"int8_static"`: all layers, with
             the activations' ranges measured beforehand.
         part: `Part`.
@@ -40,12 +42,6 @@ def convert(model, variant, part, metadata, examples):
     """
     import onnx
 
-    if variant == "float16" and any(node.op_type == "TopK" for node in model.graph.node):
-        # Measured: the k-th largest is then compared with its own rounded value, and lost.
-        raise ExportError(
-            f"The {part.name} keeps its largest codes, and rounding to float16 changes which: leave 'float16' out of "
-            "`variants`."
-        )
     source = onnx.ModelProto()
     source.CopyFrom(model)
     try:
@@ -78,12 +74,62 @@ def _in_float16(model):
         ]
 
     own = {name for name, _ in casts_to(onnx.TensorProto.FLOAT)}
-    model = float16.convert_float_to_float16(model, keep_io_types=True)
+    selections = _selections(model.graph)
+    model = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=selections)
     # The tool takes the outputs of the model's own casts for float16, and leaves the casts as they are.
     for name, attribute in casts_to(onnx.TensorProto.FLOAT):
         if name in own:
             attribute.i = onnx.TensorProto.FLOAT16
+    if selections:
+        _share_casts(model.graph, selections)
     return model
+
+
+def _selections(graph):
+    """Names of the nodes that choose the largest of some scores: `TopK`, and the comparisons of its values with the scores.
+
+    They stay in float32. A runtime that computes float16 in float32 may leave out a rounding on the way to one of them and not to
+    another: the k-th largest then differs from itself, and is lost.
+    """
+    names, todo = set(), []
+    for node in graph.node:
+        if node.op_type == "TopK":
+            todo += [node.input[0], node.output[0]]
+            names.add(node.name)
+    while todo:
+        tensor = todo.pop()
+        for node in graph.node:
+            if tensor in node.input and node.op_type in ("Slice", *_COMPARISONS) and node.name not in names:
+                names.add(node.name)
+                todo += node.output
+    return names
+
+
+def _share_casts(graph, in_float32):
+    """Leaves no rounding between nodes that stay in float32, and one cast of each tensor that several of them take."""
+    import onnx
+
+    def casts(dtype):
+        return {
+            node.output[0]: node.input[0]
+            for node in graph.node
+            if node.op_type == "Cast" and any(a.name == "to" and a.i == dtype for a in node.attribute)
+        }
+
+    down, up = casts(onnx.TensorProto.FLOAT16), casts(onnx.TensorProto.FLOAT)
+    exact = {name for node in graph.node if node.name in in_float32 for name in node.output}
+    instead, first = {}, {}
+    for output, source in up.items():
+        instead[output] = down[source] if down.get(source) in exact else first.setdefault(source, output)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = instead.get(name, name)
+    for outputs in (up, down):  # in this order: the first set frees some of the second
+        used = {name for node in onnx_files.every_node(graph) for name in node.input} | {
+            port.name for port in graph.output
+        }
+        for node in [node for node in graph.node if node.output[0] in outputs.keys() - used]:
+            graph.node.remove(node)
 
 
 def _quantized(model, variant, part, examples):

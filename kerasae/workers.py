@@ -83,8 +83,11 @@ def strategy(index, addresses, timeout):
 
 def _be_patient(addresses):
     """Lets a worker be silent for a minute: after TensorFlow's ten seconds, on a machine that is busy, it is taken for dead."""
-    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-    from tensorflow.python.eager import context
+    try:
+        from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+        from tensorflow.python.eager import context
+    except ImportError:
+        return  # another TensorFlow: it keeps to its ten seconds
 
     # What the strategy does by itself, but for the time; there is no public way to set it.
     context.context().configure_coordination_service(

@@ -1,10 +1,12 @@
 """The table of families that the contract tests run over: adding a row tests a family."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
-from kerasae import builders
+from kerasae import builders, models
+from kerasae.layers import MaskingCorruption
 
 INPUT_SHAPE = (8, 8, 1)
 LATENT_DIM = 3
@@ -34,6 +36,50 @@ def own_networks():
     )
     return builders.undercomplete(encoder=encoder, decoder=decoder, loss="binary_crossentropy")
 
+
+def several_inputs(form=list, num_codes=1, activation=None):
+    """`(encoder, decoder)`: the encoder takes an image and, besides, a label and measurements."""
+    inputs = {
+        "image": keras.Input(INPUT_SHAPE, name="image"),
+        "label": keras.Input((), dtype="int32", name="label"),
+        "ages": keras.Input((2,), name="ages"),
+    }
+    image, label, ages = inputs.values()
+    hidden = layers.Concatenate()([layers.Flatten()(image), layers.Embedding(10, 4)(label), ages])
+    hidden = layers.Dense(16, "relu", name="hidden")(hidden)
+    codes = [layers.Dense(LATENT_DIM, activation)(hidden) for _ in range(num_codes)]
+    encoder = keras.Model(inputs if form is dict else list(inputs.values()), codes if num_codes > 1 else codes[0])
+    decoder = keras.Sequential(
+        [
+            keras.Input((LATENT_DIM,)),
+            layers.Dense(64),
+            layers.Reshape(INPUT_SHAPE),
+            layers.Activation("sigmoid"),
+        ]
+    )
+    return encoder, decoder
+
+
+def with_side_inputs(x):
+    """`[images, labels, ages]`, as the families below take them."""
+    random = np.random.default_rng(0)
+    return [x, random.integers(0, 10, len(x)), random.random((len(x), 2))]
+
+
+def k_sparse_of_several_inputs():
+    encoder, decoder = several_inputs(dict)
+    return builders.k_sparse(encoder=encoder, decoder=decoder, k=2)
+
+
+# Encoders with side inputs; "dict": Keras sorts its inputs by name, the ages before the image.
+SEVERAL_INPUTS = {
+    "undercomplete": lambda: models.Autoencoder(*several_inputs()),
+    "undercomplete-dict": lambda: models.Autoencoder(*several_inputs(dict), loss="binary_crossentropy"),
+    "k-sparse-dict": k_sparse_of_several_inputs,
+    "sparse-dict": lambda: models.SparseAutoencoder(*several_inputs(dict, activation="sigmoid")),
+    "denoising": lambda: models.DenoisingAutoencoder(*several_inputs(), corruption=MaskingCorruption(0.3)),
+    "variational-dict": lambda: models.VariationalAutoencoder(*several_inputs(dict, num_codes=2)),
+}
 
 # One row of each class stands for it in CI where a test is of the mechanism they share; the others run with `-m slow`.
 FAMILIES = {

@@ -41,11 +41,14 @@ TIMEOUT = 600  # seconds
 def options():
     """`{name: (family or function that builds, options of compile, options of fit)}`: what is compared besides the families."""
     import keras
+    from families import with_side_inputs
 
     sgd = keras.optimizers.SGD
     half = (np.arange(NUM_EXAMPLES) % 4 + 1) / 2
     return {
         "clipnorm": ("undercomplete-dense", {"optimizer": sgd(1.0, clipnorm=1e-2)}, {}),
+        "mixed precision, clipped": (mixed_precision, {"optimizer": sgd(1.0, clipnorm=1e-2)}, {}),
+        "several inputs": (several_inputs, {}, {"x": with_side_inputs}),
         "global_clipnorm": ("k-sparse-dense", {"optimizer": sgd(1.0, global_clipnorm=1e-2, momentum=0.5)}, {}),
         "keras loss, metrics and sample weights": (
             "undercomplete-crossentropy",
@@ -104,6 +107,23 @@ def batch_normalised():
     return builders.undercomplete(encoder=encoder, decoder=decoder)
 
 
+def mixed_precision():
+    import keras
+    from families import FAMILIES
+
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        return FAMILIES["undercomplete-dense"]()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def several_inputs():
+    from families import SEVERAL_INPUTS
+
+    return SEVERAL_INPUTS["undercomplete"]()
+
+
 class SharedNoise:
     """Within it every example of a batch is given the same noise, so that how a batch is split makes no difference."""
 
@@ -151,7 +171,7 @@ def train(strategy, build, compile_options=None, fit_options=None, callbacks=(),
     if fit_options.pop("validate", False):
         fit_options["validation_data"] = (data[100 : 100 + NUM_VALIDATION],)
     x = fit_options.pop("x", lambda x: x)(data[:NUM_EXAMPLES])
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, (np.ndarray, list)):
         del fit_options["batch_size"]
     callbacks = [*callbacks, *fit_options.pop("callbacks", ())]
     with noise or contextlib.nullcontext():
@@ -447,6 +467,7 @@ def test_two_replicas_train_as_one_device_does(mirrored, name):
 
 OPTIONS = [
     "clipnorm",
+    "several inputs",
     "global_clipnorm",
     "keras loss, metrics and sample weights",
     "sample weights",
@@ -457,6 +478,17 @@ OPTIONS = [
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_compile_and_fit_are_told_means_the_same_on_two_replicas(mirrored, name):
     assert_same_training(mirrored[name])
+
+
+def test_gradients_in_mixed_precision_are_unscaled_and_clipped_once(mirrored):
+    """The losses are scaled for float16, and clipping is of the true gradient's norm, over both replicas."""
+    result = mirrored["mixed precision, clipped"]
+    assert "failure" not in result, result["failure"]
+    one, several = result["logs"]
+    # Three steps of length 0.01 at most; float16 keeps 11 bits of each gradient.
+    assert 1e-3 < result["moved"] <= 0.03
+    assert result["error"] < 0.01 * result["moved"]
+    np.testing.assert_allclose(several["loss"], one["loss"], rtol=1e-3)
 
 
 @pytest.mark.slow

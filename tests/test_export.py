@@ -5,6 +5,8 @@ import importlib.util
 import json
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -13,12 +15,12 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
-from families import EVERY_CLASS, FAMILIES
+from families import EVERY_CLASS, FAMILIES, SEVERAL_INPUTS, several_inputs, with_side_inputs
 from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasae import builders
-from kerasae.export import ExportError, export, litert_files, onnx_files, parity
+from kerasae.export import ExportError, export, litert_files, onnx_files, page, parity
 from kerasae.models import Autoencoder, VariationalAutoencoder
 
 SHAPE = (9, 7, 2)
@@ -365,12 +367,26 @@ def test_lower_precision(network, tmp_path, digits):
     assert "ConvInteger" not in operators
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_k_sparse_codes_do_not_survive_float16(tmp_path):
+@pytest.mark.parametrize("by", ["magnitude", "value"])
+def test_float16_keeps_exactly_the_k_largest_codes(by, tmp_path, digits):
     pytest.importorskip("onnxconverter_common", reason="needs the extra kerasae[float16]")
-    with pytest.raises(ExportError, match="keeps its largest codes.*leave 'float16' out"):
-        export(FAMILIES["k-sparse-dense"](), tmp_path / "bundle", "onnx", variants="float16")
-    assert not list(tmp_path.iterdir())
+    model = perturb(builders.k_sparse((8, 8, 1), 32, (64,), k=5, alpha=1.5, by=by))
+    x = digits[1]
+    manifest = export(model, tmp_path / "bundle", "onnx", variants="float16", x=x)
+    z, (rounded,) = model.encode(x), run_onnx(tmp_path / "bundle/encoder.float16.onnx", x)
+    assert set((rounded != 0).sum(axis=1)) == {8}
+    same = ((rounded != 0) == (z != 0)).all(axis=1)
+    assert same.mean() > 0.97
+    np.testing.assert_allclose(rounded[same], z[same], atol=5e-3 * np.abs(z).max())
+    # Another is kept only where two codes are as good as equal.
+    before = keras.Model(model.encoder.inputs, model.encoder.layers[-1].input).predict(x, verbose=0)
+    score = np.sort(np.abs(before) if by == "magnitude" else before, axis=1)[:, ::-1]
+    gap = (score[:, 7] - score[:, 8]) / score[:, 7]
+    assert (gap[~same] < 5e-3).all()
+    files = {(row["part"], row["variant"]): row for row in manifest["variants"]["files"]}
+    assert files["encoder", "float16"]["relative_difference"]["z"] > 0
+    errors = manifest["variants"]["reconstruction_error"]
+    assert errors["float16"] == pytest.approx(errors["float32"], rel=1e-2)
 
 
 def test_float16_from_images_of_whole_numbers(tmp_path):
@@ -688,6 +704,106 @@ def test_an_encoder_of_ones_own_with_two_outputs(tmp_path):
     for answer, reference in zip(codes, model.encoder.predict(x, verbose=0), strict=True):
         np.testing.assert_allclose(answer, reference, atol=1e-5)
     np.testing.assert_allclose(run_onnx(tmp_path / "bundle/score.onnx", x)[0], numpy_score(model, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["undercomplete", "k-sparse-dict", "variational-dict"])
+def test_side_inputs_are_ports_by_their_names(family, tmp_path, digits, monkeypatch, capsys):
+    model = perturb(SEVERAL_INPUTS[family]())
+    inputs = with_side_inputs(digits[1][:20])
+    manifest = export(model, tmp_path / "bundle", x=dict(zip(("image", "label", "ages"), inputs, strict=True)))
+    shapes = [("x", ["batch", 8, 8, 1], "float"), ("label", ["batch"], "int32"), ("ages", ["batch", 2], "float")]
+    x = {
+        name: array.astype("float32" if kind == "float" else kind)
+        for (name, _, kind), array in zip(shapes, inputs, strict=True)
+    }
+    loaded = tf.saved_model.load(str(tmp_path / "bundle/saved_model"))
+    expected = {
+        "encoder": model.encode(inputs),
+        "autoencoder": model.predict(inputs, verbose=0),
+        "score": score_with_side_inputs(model, inputs),
+    }
+    for part, reference in expected.items():
+        opened = session(tmp_path / f"bundle/{part}.onnx")
+        assert ports(opened.get_inputs()) == [(name, shape, f"tensor({kind})") for name, shape, kind in shapes]
+        output = opened.get_outputs()[0].name
+        signature = loaded.signatures[PARTS[part]]
+        for rows in (slice(20), slice(1)):
+            feed = {name: array[rows] for name, array in x.items()}
+            tolerance = {"rtol": 0, "atol": 1e-5 * np.abs(reference).max()}
+            np.testing.assert_allclose(opened.run([output], feed)[0], reference[rows], **tolerance)
+            named = signature(**{name: tf.constant(array) for name, array in feed.items()})[output]
+            np.testing.assert_allclose(named, reference[rows], **tolerance)
+    assert [(port["name"], port["dtype"]) for port in manifest["parts"][0]["inputs"]] == [
+        ("x", "float32"),
+        ("label", "int32"),
+        ("ages", "float32"),
+    ]
+    assert [port["name"] for port in manifest["parts"][1]["inputs"]] == ["z"]
+    assert manifest["examples"]["count"] == 20
+    monkeypatch.chdir(tmp_path / "bundle")
+    for snippet in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL):
+        exec(snippet, {})
+        assert capsys.readouterr().out == "(1, 8, 8, 1)\n"
+    program = Path(parity.__file__).with_name("clients") / "run.py"
+    answer = subprocess.run([sys.executable, program, "."], capture_output=True, text=True, check=True).stdout
+    assert {name: np.shape(value) for name, value in json.loads(answer).items()} == {
+        **{name: (1, 3) for name in model.code_names},
+        "reconstruction": (1, 8, 8, 1),
+        "score": (1,),
+    }
+
+
+def score_with_side_inputs(model, inputs):
+    """As `numpy_score`, whose encoder takes the images alone."""
+    codes = model.encoder.predict(inputs, verbose=0)
+    x, mean = inputs[0].astype("float64"), model.predict(inputs, verbose=0).astype("float64")
+    if not model.needs_unit_interval:
+        return ((x - mean) ** 2).sum((1, 2, 3))
+    loss = -(x * np.log(mean) + (1 - x) * np.log(1 - mean)).sum((1, 2, 3))
+    z_mean, z_log_var = codes
+    return loss + (np.exp(z_log_var) + z_mean**2 - 1 - z_log_var).sum(1) / 2
+
+
+def test_side_inputs_beside_whole_numbers_and_in_lower_precision(tmp_path, digits):
+    names = ["int8_dynamic", "int8_static"]
+    if importlib.util.find_spec("onnxconverter_common"):
+        names.append("float16")
+    model = perturb(SEVERAL_INPUTS["undercomplete"]())
+    images, labels, ages = with_side_inputs(digits[1][:50])
+    images = (images * 255).round().astype("uint8")
+    inputs = [images, labels, ages]
+    manifest = export(
+        model, tmp_path / "bundle", "onnx", image_input="uint8", variants=names, calibration=inputs, x=inputs
+    )
+    assert [port["dtype"] for port in manifest["parts"][0]["inputs"]] == ["uint8", "int32", "float32"]
+    z = model.encode([images.astype("float32") / 255, labels, ages])
+    for name, limit in {"float32": 1e-5, "int8_dynamic": 0.05, "int8_static": 0.2, "float16": 5e-3}.items():
+        path = tmp_path / "bundle" / ("encoder.onnx" if name == "float32" else f"encoder.{name}.onnx")
+        if name in ("float32", *names):
+            (answer,) = run_onnx(path, images, labels.astype("int32"), ages.astype("float32"))
+            np.testing.assert_allclose(answer, z, rtol=0, atol=limit * np.abs(z).max())
+    assert manifest["variants"]["examples"] == 50
+
+
+def test_side_inputs_that_cant_be_exported_are_named(tmp_path):
+    model = SEVERAL_INPUTS["undercomplete"]()
+    with pytest.raises(ValueError, match=r"shape \('batch',\) and type int32, and can't make them up"):
+        export(model, tmp_path / "bundle")
+    with pytest.raises(ValueError, match="`x` must be a list, or a dict by name, of the 3 inputs"):
+        export(model, tmp_path / "bundle", x=np.zeros((2, 8, 8, 1)))
+    with pytest.raises(
+        ValueError, match=r"needs a `model` with one input, and this one takes \['image', 'label', 'ages'\]"
+    ):
+        page(model, tmp_path / "page")
+    encoder, decoder = several_inputs()
+    for name in ("z", "my label", "x", "class"):
+        clash = keras.Input((), dtype="int32", name=name)
+        renamed = keras.Model(
+            [encoder.inputs[0], clash, encoder.inputs[2]], encoder([encoder.inputs[0], clash, encoder.inputs[2]])
+        )
+        with pytest.raises(ValueError, match=f"'{name}'.* can't be: names must be identifiers"):
+            export(Autoencoder(renamed, decoder), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

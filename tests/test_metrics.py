@@ -224,8 +224,8 @@ def test_linear_probe_chooses_C_on_the_last_training_codes(labelled_digits):
 
 
 def test_linear_probe_refuses_too_few_codes_to_choose_on(labelled_digits):
+    x_train, x_test, y_train, y_test = labelled_digits
     with pytest.raises(ValueError, match="`validation` must be less than"):
-        x_train, x_test, y_train, y_test = labelled_digits
         metrics.linear_probe_error(x_train, y_train, x_test, y_test, C=[0.1, 1.0])
 
 

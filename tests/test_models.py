@@ -7,9 +7,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from families import EVERY_CLASS, EVERY_ROW, FAMILIES, INPUT_SHAPE, LATENT_DIM
+from families import (
+    EVERY_CLASS,
+    EVERY_ROW,
+    FAMILIES,
+    INPUT_SHAPE,
+    LATENT_DIM,
+    SEVERAL_INPUTS,
+    several_inputs,
+    with_side_inputs,
+)
 
-from kerasae import builders
+from kerasae import builders, models, streams
+from kerasae.layers import MaskingCorruption
 
 NUM_EXAMPLES = 50  # three batches of 16 and an odd one of 2
 BATCH_SIZE = 16
@@ -384,3 +394,161 @@ def test_overcomplete_without_a_regulariser_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         builders.undercomplete(INPUT_SHAPE, 63)
+
+
+# -- Encoders with several inputs: the first is reconstructed ----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=SEVERAL_INPUTS)
+def build_several(request):
+    return SEVERAL_INPUTS[request.param]
+
+
+def test_several_inputs_train_stop_and_go_on(build_several, x, tmp_path):
+    inputs = with_side_inputs(x)
+    uninterrupted, stopped = compiled(build_several), compiled(build_several)
+    assert [tensor.name for tensor in stopped.encoder.inputs] == ["image", "label", "ages"]
+    history = fit(uninterrupted, inputs, epochs=10, validation_data=(inputs,)).history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert history["val_loss"][-1] < 0.9 * history["val_loss"][0]
+    fit(stopped, inputs, epochs=9)
+    stopped.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.evaluate(inputs, verbose=0) == stopped.evaluate(inputs, verbose=0)
+    np.testing.assert_array_equal(loaded.encode(inputs), stopped.encode(inputs))
+    fit(loaded, inputs)
+    assert_same_weights(uninterrupted, loaded)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name == "variational-dict" else pytest.mark.slow) for name in SEVERAL_INPUTS],
+)
+def test_several_inputs_in_every_form_mean_the_same(family, x):
+    """A list, a tuple, a dict by name, and data sets of them; with the first as target, by default or said."""
+    build_several = SEVERAL_INPUTS[family]
+    inputs = with_side_inputs(x)
+    by_name = dict(zip(("ages", "image", "label"), [inputs[i] for i in (2, 0, 1)], strict=True))
+    expected = compiled(build_several)
+    fit(expected, inputs)
+    for data in (
+        {"x": tuple(inputs)},
+        {"x": by_name, "y": x},
+        {"x": inputs, "sample_weight": np.ones(len(x))},
+        {"x": tf.data.Dataset.from_tensor_slices((tuple(inputs),)).batch(BATCH_SIZE)},
+        {"x": tf.data.Dataset.from_tensor_slices(by_name).batch(BATCH_SIZE)},
+    ):
+        model = compiled(build_several)
+        if isinstance(data["x"], tf.data.Dataset):
+            model.fit(data["x"], verbose=0)
+            batch_size = {}
+        else:
+            fit(model, **data)
+            batch_size = {"batch_size": BATCH_SIZE}
+        assert_same_weights(expected, model)
+        if "y" not in data:
+            losses = expected.evaluate(inputs, batch_size=BATCH_SIZE, verbose=0)
+            assert model.evaluate(**data, **batch_size, verbose=0) == losses
+        np.testing.assert_allclose(model.encode(data["x"]), expected.encode(inputs), atol=1e-6)
+        np.testing.assert_allclose(
+            model.predict(data["x"], verbose=0), expected.decode(expected.encode(inputs)), atol=1e-6
+        )
+    batches = (([array[i : i + 20] for array in inputs],) for i in range(0, len(x), 20))
+    np.testing.assert_allclose(
+        np.concatenate(list(streams.encode(expected, batches, verbose=0))), expected.encode(inputs), atol=1e-6
+    )
+    assert 0 <= expected.active_units(inputs) <= LATENT_DIM
+
+
+def test_side_inputs_matter_and_are_not_reconstructed(x):
+    model = compiled(SEVERAL_INPUTS["undercomplete"])
+    images, labels, ages = with_side_inputs(x)
+    other = model.encode([images, (labels + 1) % 10, ages])
+    assert np.abs(model.encode([images, labels, ages]) - other).max() > 1e-3
+    loss = model.evaluate([images, labels, ages], batch_size=len(x), verbose=0, return_dict=True)["reconstruction_loss"]
+    error = ((images - model.predict([images, labels, ages], verbose=0)) ** 2).sum((1, 2, 3)).mean()
+    assert loss == pytest.approx(error, rel=1e-5)
+
+
+def test_corruption_leaves_side_inputs_alone():
+    """Seen through an encoder that gives back what it takes."""
+    x, side = keras.Input((100,), name="x"), keras.Input((100,), name="side")
+    encoder = keras.Model([x, side], keras.layers.Concatenate()([x, side]))
+    decoder = keras.Sequential([keras.Input((200,)), keras.layers.Dense(100)])
+    model = models.DenoisingAutoencoder(encoder, decoder, corruption=MaskingCorruption(0.3))
+    ones = tf.ones((50, 100))
+    z = model.forward([ones, ones], training=True)["z"].numpy()
+    assert z[:, :100].mean() == pytest.approx(0.7, abs=0.03)
+    assert (z[:, 100:] == 1).all()
+
+
+def test_log_likelihood_with_side_inputs(x):
+    """Held against a model with one input, in which the same side inputs are constants."""
+    model = SEVERAL_INPUTS["variational-dict"]()
+    image = keras.Input(INPUT_SHAPE)
+    zeros = keras.ops.zeros_like(image[:, :2, 0, 0])
+    label = keras.ops.cast(zeros[:, 0], "int32")
+    alone = models.VariationalAutoencoder(keras.Model(image, model.encoder([image, label, zeros])), model.decoder)
+    x, labels, ages = x[:7], np.zeros(7, int), np.zeros((7, 2))
+    nats = model.log_likelihood([x, labels, ages], num_samples=20, decodings_at_once=64)
+    np.testing.assert_allclose(nats, alone.log_likelihood(x, num_samples=20, decodings_at_once=64), rtol=1e-5)
+    assert not np.allclose(nats, model.log_likelihood([x, labels + 1, ages + 5], num_samples=20, decodings_at_once=64))
+
+
+BAD_SEVERAL = {
+    "one array": (lambda x, n, a: x, r"of the 3 inputs that the encoder takes: \['image', 'label', 'ages'\].*ndarray"),
+    "too few": (lambda x, n, a: [x, n], "Received: list of 2"),
+    "missing": (lambda x, n, a: {"image": x, "label": n}, r"Received: a dict with \['image', 'label'\]"),
+    "shape": (lambda x, n, a: [x, n, a[:, :1]], r"`x, input 'ages'` must have shape \(batch, 2\). Received: \(50, 1\)"),
+    "first": (lambda x, n, a: [x[..., 0], n, a], r"`x, input 'image'` must have shape \(batch, 8, 8, 1\)"),
+    "nan": (lambda x, n, a: [x, n, np.where(a > 0.9, np.nan, a)], "`x, input 'ages'` holds NaN"),
+    "lengths": (
+        lambda x, n, a: [x, n[1:], a],
+        "same number of examples. Received: {'image': 50, 'label': 49, 'ages': 50}",
+    ),
+    "range": (lambda x, n, a: [x * 255, n, a], r"`x, input 'image'` must lie in \[0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_SEVERAL)
+def test_bad_inputs_are_named(bad, x):
+    spoil, message = BAD_SEVERAL[bad]
+    model = compiled(SEVERAL_INPUTS["undercomplete-dict"])
+    inputs = with_side_inputs(x)
+    with pytest.raises(ValueError, match=message):
+        model.fit(spoil(*inputs), verbose=0)
+    with pytest.raises(ValueError, match=message.replace("`x", "`validation x")):
+        model.fit(inputs, validation_data=(spoil(*inputs),), verbose=0)
+    if bad != "range":  # predicting takes any
+        for method in (model.encode, model.predict, model.active_units):
+            with pytest.raises(ValueError, match=message):
+                method(spoil(*inputs))
+
+
+def test_data_sets_of_several_inputs_are_checked(x):
+    model = compiled(SEVERAL_INPUTS["undercomplete"])
+    images, labels, ages = with_side_inputs(x)
+    slices = tf.data.Dataset.from_tensor_slices
+    with pytest.raises(ValueError, match=r"in \(first, second\), the second is the target"):
+        model.fit(slices((images, labels)).batch(4), verbose=0)
+    with pytest.raises(ValueError, match="first batch, input 'ages'` holds NaN"):
+        model.fit(slices(((images, labels, ages * np.nan),)).batch(4), verbose=0)
+
+
+def test_where_several_inputs_do_not_fit_is_said(x):
+    encoder, decoder = several_inputs()
+    with pytest.raises(ValueError, match="one input and one output. Received: 3 input"):
+        models.ContractiveAutoencoder(encoder, decoder)
+    with pytest.raises(ValueError, match="it has 3 inputs"):
+        models.pretraining.pretrain_autoencoders(models.Autoencoder(encoder, decoder), with_side_inputs(x))
+    swapped = keras.Model(encoder.inputs[::-1], encoder.outputs[0])
+    with pytest.raises(
+        ValueError, match=r"shape \(2,\), the decoder gives \(8, 8, 1\). Of several inputs, the first is"
+    ):
+        models.Autoencoder(swapped, decoder)
+    a, b = keras.Input((3,)), keras.Input((2,))
+    nested = keras.Model([a, {"b": b}], keras.layers.Concatenate()([a, b]))
+    with pytest.raises(ValueError, match="in a list or a dict, without others inside"):
+        models.Autoencoder(nested, keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]))
+    with pytest.raises(ValueError, match="`decoder` must have one input. Received 3"):
+        models.Autoencoder(keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)]), encoder)

@@ -239,9 +239,9 @@ def test_reducer_names_its_columns():
 @pytest.mark.parametrize("corruption", ["gaussian", "masking", "salt_and_pepper"])
 def test_denoiser_takes_noise_away(corruption, digits):
     x, x_test = digits
-    denoiser = tasks.Denoiser(corruption=corruption, latent_dim=64, hidden_units=(256,), epochs=30, random_state=0).fit(
-        16 * x
-    )
+    denoiser = tasks.Denoiser(
+        corruption=corruption, latent_dim=64, hidden_units=(256,), epochs=12, batch_size=64, random_state=0
+    ).fit(16 * x)
     strength = 0.3
     noisy = denoiser.corrupt(16 * x_test, strength, seed=1)
     denoised = denoiser.denoise(noisy)

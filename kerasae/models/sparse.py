@@ -157,6 +157,7 @@ class SparseAutoencoder(Autoencoder):
         **kwargs,
     ):
         super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
+        encoder = self.encoder  # with its inputs in order
         self.sparsity_weight = checks.real_number(sparsity_weight, "sparsity_weight", minimum=0)
         self.penalty = checks.choice(penalty, "penalty", PENALTIES)
         self.average = checks.choice(average, "average", AVERAGES)
