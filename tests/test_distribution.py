@@ -47,7 +47,12 @@ def options():
     half = (np.arange(NUM_EXAMPLES) % 4 + 1) / 2
     return {
         "clipnorm": ("undercomplete-dense", {"optimizer": sgd(1.0, clipnorm=1e-2)}, {}),
-        "mixed precision, clipped": (mixed_precision, {"optimizer": sgd(1.0, clipnorm=1e-2)}, {}),
+        # A scale at which nothing overflows: the steps that are skipped then depend on how large a replica's part is.
+        "mixed precision, clipped": (
+            mixed_precision,
+            {"optimizer": keras.optimizers.LossScaleOptimizer(sgd(1.0, clipnorm=1e-2), initial_scale=128.0)},
+            {},
+        ),
         "several inputs": (several_inputs, {}, {"x": with_side_inputs}),
         "global_clipnorm": ("k-sparse-dense", {"optimizer": sgd(1.0, global_clipnorm=1e-2, momentum=0.5)}, {}),
         "keras loss, metrics and sample weights": (
@@ -159,13 +164,11 @@ def train(strategy, build, compile_options=None, fit_options=None, callbacks=(),
     keras.utils.set_random_seed(0)
     compile_options = {"optimizer": keras.optimizers.SGD(0.01), **(compile_options or {})}
     # An optimiser belongs to the scope in which it is made.
-    optimizer = compile_options.pop("optimizer").get_config()
-    optimizer_class = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam}[
-        optimizer["name"].split("_")[0].lower()
-    ]
+    optimizer = compile_options.pop("optimizer")
     with strategy.scope():
         model = FAMILIES[build]() if isinstance(build, str) else build()
-        model.compile(optimizer=optimizer_class.from_config({**optimizer, "name": None}), **compile_options)
+        optimizer = type(optimizer).from_config({**optimizer.get_config(), "name": None})
+        model.compile(optimizer=optimizer, **compile_options)
     before = model.get_weights()
     fit_options = {"batch_size": BATCH_SIZE, "epochs": 1, **(fit_options or {})}
     if fit_options.pop("validate", False):
@@ -485,9 +488,10 @@ def test_gradients_in_mixed_precision_are_unscaled_and_clipped_once(mirrored):
     result = mirrored["mixed precision, clipped"]
     assert "failure" not in result, result["failure"]
     one, several = result["logs"]
-    # Three steps of length 0.01 at most; float16 keeps 11 bits of each gradient.
-    assert 1e-3 < result["moved"] <= 0.03
-    assert result["error"] < 0.01 * result["moved"]
+    # Three steps of length 0.01 at most; float16 keeps 11 bits of each gradient. Clipped by replica, the weights would differ by as much
+    # as they move.
+    assert 1e-2 < result["moved"] <= 0.03
+    assert result["error"] < 2e-3 * result["moved"]
     np.testing.assert_allclose(several["loss"], one["loss"], rtol=1e-3)
 
 
