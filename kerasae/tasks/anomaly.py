@@ -12,6 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 from kerasae import checks
 from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
 
+# The share of new normal examples that `predict` may call anomalies by default.
+_FALSE_ALARMS = 0.05
+_ROWS_AT_ONCE = 256
 # Far beyond any data, where a square still fits into float32.
 _FARTHEST = 1e6
 
@@ -50,7 +53,10 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         max_samples: rows an epoch of each autoencoder, drawn at random once; fewer rows are repeated, so that training is as long on small
             tables. Default 6400.
         epochs: passes over `max_samples` rows. Default 20, or 1,000 steps of 128 rows.
-        contamination: share of the training examples that `predict` calls anomalies, in (0, 0.5]. Default 0.1.
+        contamination: what `predict` calls an anomaly. `"auto"` (default): what lies further off than 95 % of the training examples do when
+            each is scored without its own reconstruction, as a new example is, so that about 5 % of new normal ones are called anomalies
+            too. Or the share of the training examples, in (0, 0.5], that are to be called anomalies, as elsewhere in scikit-learn: they lie
+            near their own reconstructions, so that with few of them this is far too strict for new examples.
 
     Attributes:
         estimators_: the fitted kerasae models, of prepared examples.
@@ -96,7 +102,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         learning_rate=2e-3,
         validation_fraction=0.0,
         patience=10,
-        contamination=0.1,
+        contamination="auto",
         random_state=None,
         verbose=0,
     ):
@@ -140,14 +146,18 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         n_estimators = checks.positive_int(n_estimators, "n_estimators")
         max_samples = checks.positive_int(self.max_samples, "max_samples")
         n_references = min(checks.positive_int(self.n_references, "n_references"), len(X), max_samples)
-        contamination = checks.real_number(self.contamination, "contamination", minimum=0, maximum=0.5, exclusive=True)
+        contamination = self.contamination
+        if not (isinstance(contamination, str) and contamination == "auto"):
+            contamination = checks.real_number(contamination, "contamination", minimum=0, maximum=0.5, exclusive=True)
 
         x = self._fit_scaling(X)
         preparation = self._preparation()
         rng = np.random.default_rng(self._seed())
         member = self._with_defaults(is_table)
         self.estimators_, references = [], []
-        for _ in range(n_estimators):
+        # Which of an autoencoder's references is an example's own; -1 for none.
+        own = np.full((len(x), n_estimators), -1, "int32")
+        for i in range(n_estimators):
             order = rng.permutation(len(x))
             distinct = order[:max_samples]
             prepared = x[distinct] if preparation is None else run(preparation, x[distinct])
@@ -157,9 +167,15 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
                 run(model.decoder, model.code_of(run(model.encoder, prepared[:n_references])))
             )
             self.estimators_.append(model)
+            own[distinct[:n_references], i] = np.arange(n_references)
             references.append(reconstruction.reshape(n_references, -1))
-        self.scorer_ = self._scoring_network(preparation, np.stack(references))
-        self.offset_ = float(np.percentile(run(self.scorer_, x), 100 * contamination))
+        self.scorer_, as_new = self._scoring_networks(preparation, np.stack(references))
+        if contamination == "auto":
+            starts = range(0, len(x), _ROWS_AT_ONCE)
+            scores = [as_new([part[i : i + _ROWS_AT_ONCE] for part in (x, own)]).numpy() for i in starts]
+            self.offset_ = float(np.quantile(np.concatenate(scores), _FALSE_ALARMS))
+        else:
+            self.offset_ = float(np.quantile(run(self.scorer_, x), contamination))
         return self
 
     def score_samples(self, X):
@@ -227,7 +243,8 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             prepared = ContrastNormalization(name="contrast")(prepared)
         return keras.Model(x, prepared, name="preparation")
 
-    def _scoring_network(self, preparation, references):
+    def _scoring_networks(self, preparation, references):
+        """`(scorer, as_new)`: from scaled examples to scores; and from them and their own references' numbers to scores without these."""
         bandwidths = self.bandwidths
         if isinstance(bandwidths, numbers.Real):
             bandwidths = (bandwidths,)
@@ -238,7 +255,8 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         prepared = x if preparation is None else keras.layers.Flatten()(preparation(x))
         energy = FreeEnergy(references.shape, bandwidths, name="free_energy")
         energy.references.assign(references)
-        return keras.Model(x, -energy(prepared), name="scorer")
+        own = keras.Input((len(references),), dtype="int32", name="own")
+        return keras.Model(x, -energy(prepared), name="scorer"), keras.Model([x, own], -energy(prepared, own))
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -250,7 +268,8 @@ class FreeEnergy(keras.layers.Layer):
         bandwidths: list of s, above 0.
 
     Returns:
-        Shape `(batch,)` for x of shape `(batch, features)`.
+        Shape `(batch,)` for x of shape `(batch, features)`. With `own`, integers of shape `(batch, sets)`, without the reference of that
+        number in each set.
     """
 
     def __init__(self, shape, bandwidths, **kwargs):
@@ -259,7 +278,7 @@ class FreeEnergy(keras.layers.Layer):
         self.references = self.add_weight(shape=self.shape, trainable=False, initializer="zeros", name="references")
         self.built = True
 
-    def call(self, x):
+    def call(self, x, own=None):
         sets, num_references, features = self.shape
         x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
         references = ops.reshape(self.references, (sets * num_references, features))
@@ -268,6 +287,9 @@ class FreeEnergy(keras.layers.Layer):
         squares = ops.sum(ops.square(x), axis=1, keepdims=True) + ops.sum(ops.square(references), axis=1)
         # (batch, sets * R) -> (batch, sets, R)
         distances = ops.reshape(ops.maximum(squares - 2.0 * products, 0.0), (-1, sets, num_references))
+        if own is not None and num_references > 1:
+            is_own = ops.expand_dims(own, 2) == ops.arange(num_references, dtype="int32")
+            distances = ops.where(is_own, 4.0 * features * _FARTHEST**2, distances)
         nearest = ops.min(distances, axis=2, keepdims=True)
         # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance.
         further = distances - nearest
@@ -277,8 +299,8 @@ class FreeEnergy(keras.layers.Layer):
             energy -= s * s / len(self.bandwidths) * ops.log(mean)
         return ops.mean(energy, axis=1)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape[:1]
+    def compute_output_shape(self, x_shape, own_shape=None):
+        return x_shape[:1]
 
     def get_config(self):
         return {**super().get_config(), "shape": self.shape, "bandwidths": self.bandwidths}
