@@ -12,14 +12,14 @@ from kerasae.tasks import Reducer, SearchIndex, search
 
 
 def nearest(z, queries, k, metric):
-    """The oracle: every distance, sorted."""
+    """The oracle: every distance, and the order by it."""
     if metric == "cosine":
         cosine = queries @ z.T / np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(z, axis=1))
         distances = 1 - cosine
     else:
         distances = np.linalg.norm(queries[:, None] - z[None], axis=2)
     order = np.argsort(distances, axis=1)[:, :k]
-    return order, np.take_along_axis(distances, order, axis=1)
+    return distances, np.take_along_axis(distances, order, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,11 @@ def test_search_finds_the_nearest(metric, coded, model, digits):
     z, queries = (
         (model.encode(images) if coded else images.reshape(len(images), -1)).astype("float64") for images in digits
     )
-    ids, distances = nearest(z, queries, 20, metric)
+    every_distance, distances = nearest(z, queries, 20, metric)
     np.testing.assert_allclose(found.distances, distances, rtol=1e-3, atol=1e-5)
-    assert (found.ids == ids).mean() > 0.999  # ties
+    # Which of several at the same distance are found is left open: whole numbers of grey have many ties.
+    np.testing.assert_allclose(np.take_along_axis(every_distance, found.ids, axis=1), distances, rtol=1e-4, atol=1e-6)
+    assert all(len(set(ids)) == 20 for ids in found.ids.tolist())
 
 
 def test_an_image_finds_itself(model, digits):

@@ -252,8 +252,8 @@ class Autoencoder(keras.Model):
                 x = self.encoder.inputs if len(self.encoder.inputs) > 1 else self.encoder.inputs[0]
                 self._symbolic_build(data_batch=(x, self.decoder.outputs[0]))
 
-    @functools.wraps(keras.Model.compile)
     def compile(self, *args, **kwargs):
+        """Takes what `keras.Model.compile` takes. Where neither `jit_compile` nor `steps_per_execution` is given, `fit` chooses them."""
         arguments = inspect.signature(super().compile).bind(*args, **kwargs).arguments
         super().compile(*args, **kwargs)
         # Whoever says how steps are to be run gets that; else `fit` chooses.
