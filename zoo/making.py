@@ -210,7 +210,7 @@ def card(recipe, facts):
         "",
         "![inputs and reconstructions](preview.png)",
         "",
-        f"Train it again, in this folder: `kerasae zoo train recipe.toml --folder again`. Generated from `recipe.toml` and `metrics.json`.",
+        "Train it again, in this folder: `kerasae zoo train recipe.toml --folder again`. Generated from `recipe.toml` and `metrics.json`.",
         "",
     ]
     return "\n".join(lines)
