@@ -389,36 +389,49 @@ def main():
     parser.add_argument("--networks", nargs="+", choices=("dense", "conv"), default=("dense", "conv"))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=(128, 512))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/training.md and training.json")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help=f"into {RESULTS.name}/training.md and .json, beside the rows of other runs there",
+    )
     parser.add_argument("--side", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         side, family, network, batch_size, num_examples = arguments.side
         globals()[f"side_{side}"](family, network, int(batch_size), load(int(num_examples)))
         return
-    lines = [
-        "Seconds of an epoch by those of the floor, and of the others by those of `fit`: medians (quartiles).",
-        "",
-        "| family | network | batch | fit / floor | keras / fit | torch / fit | pythae / fit | ms a step of fit |",
-        "|---|---|---:|---|---|---|---|---:|",
-    ]
-    print("\n".join(lines), flush=True)
+    print("\n".join(HEAD), flush=True)
     rows = []
     for family in arguments.families:
         for network in arguments.networks:
             for batch_size in arguments.batch_sizes:
                 times = measure(family, network, batch_size, arguments.examples, arguments.turns, arguments.sides)
                 steps = -(-arguments.examples // batch_size)
-                cells = [ratio(times, "fit", "floor") if "floor" in times else "-"]
-                cells += [ratio(times, side, "fit") for side in ("keras", "torch", "pythae")]
-                cells.append(f"{1e3 * np.median(times['fit']) / steps:.2f}")
-                lines.append(f"| {family} | {network} | {batch_size} | {' | '.join(cells)} |")
-                rows.append({"family": family, "network": network, "batch_size": batch_size, "seconds": times})
-                print(lines[-1], flush=True)
+                rows.append([[family, network, batch_size], {"steps": steps, "seconds": times}])
+                print(line(*rows[-1]), flush=True)
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "training.md").write_text("\n".join(lines) + "\n")
-        (RESULTS / "training.json").write_text(json.dumps(rows, indent=1) + "\n")
+        kept = json.loads((RESULTS / "training.json").read_text()) if (RESULTS / "training.json").exists() else []
+        measured = [key for key, _ in rows]
+        rows = [row for row in kept if row[0] not in measured] + rows
+        (RESULTS / "training.json").write_text(json.dumps(rows) + "\n")
+        (RESULTS / "training.md").write_text("\n".join([*HEAD, *(line(*row) for row in rows)]) + "\n")
+
+
+HEAD = [
+    "Seconds of an epoch by those of the floor, and of the others by those of `fit`: medians (quartiles).",
+    "",
+    "| family | network | batch | fit / floor | keras / fit | torch / fit | pythae / fit | ms a step of fit |",
+    "|---|---|---:|---|---|---|---|---:|",
+]
+
+
+def line(key, measured):
+    times = measured["seconds"]
+    cells = [ratio(times, "fit", "floor") if "floor" in times else "-"]
+    cells += [ratio(times, side, "fit") for side in ("keras", "torch", "pythae")]
+    cells.append(f"{1e3 * np.median(times['fit']) / measured['steps']:.2f}")
+    return f"| {' | '.join(map(str, key))} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
