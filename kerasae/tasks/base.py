@@ -271,7 +271,7 @@ class AutoencoderEstimator(BaseEstimator):
         fraction = checks.real_number(self.validation_fraction, "validation_fraction", minimum=0)
         if fraction >= 1:
             raise ValueError(f"`validation_fraction` must lie in [0, 1). Received: {fraction:g}")
-        with _randomness_of(seed):
+        with randomness_of(seed):
             model = self._build_model(x.shape[1:], seed)
         shape = model.encoder.inputs[0].shape[1:]
         targets = [] if y is None and corrupt is None else [x if y is None else y]
@@ -303,7 +303,7 @@ class AutoencoderEstimator(BaseEstimator):
             model.compile_from_config(own.get_compile_config())
         steps = -(-len(arrays[0]) // batch_size)
         history = model.fit(
-            _shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt),
+            shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt),
             epochs=epochs,
             steps_per_epoch=steps,
             callbacks=callbacks,
@@ -355,7 +355,7 @@ def run(network, x, rows_at_once=_ROWS_AT_ONCE):
 
 
 @contextlib.contextmanager
-def _randomness_of(seed):
+def randomness_of(seed):
     """Keras draws the seeds of weights from Python's generator, whose state is the user's, and is put back."""
     state = random.getstate()
     random.seed(seed)
@@ -365,7 +365,7 @@ def _randomness_of(seed):
         random.setstate(state)
 
 
-def _shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt):
+def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt):
     """All epochs' batches, `(x,)` or `(x, y)`, each epoch in an order of its own that depends on nothing but the seed."""
     arrays = tuple(tf.constant(array) for array in arrays)
     num_examples = len(arrays[0])

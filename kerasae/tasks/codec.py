@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks, networks
 from kerasae.models import Autoencoder
-from kerasae.tasks.base import DeployedPart, _randomness_of, _shuffled_batches, run
+from kerasae.tasks.base import DeployedPart, randomness_of, run, shuffled_batches
 
 # Codes are binned at a quarter of the training step; a stream's step is a whole multiple of that, so that its tables are sums of counts.
 _RESOLUTION = 4
@@ -399,14 +399,14 @@ class Codec(BaseEstimator):
         epochs = checks.positive_int(self.epochs, "epochs")
         batch_size = checks.positive_int(self.batch_size, "batch_size")
         learning_rate = checks.real_number(self.learning_rate, "learning_rate", minimum=0, exclusive=True)
-        with _randomness_of(seed):
+        with randomness_of(seed):
             encoder = networks.encoder(x.shape[1:], {"z": latent_dim}, self.hidden_units, self.network)
             decoder = networks.decoder(x.shape[1:], latent_dim, self.hidden_units, self.network)
         model = RateDistortionAutoencoder(encoder, decoder, self.rate_weight, seed=seed)
         steps = -(-len(x) // batch_size)
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
         model.compile(optimizer=keras.optimizers.Adam(schedule))
-        batches = _shuffled_batches([x], batch_size, steps, epochs, seed, corrupt=None)
+        batches = shuffled_batches([x], batch_size, steps, epochs, seed, corrupt=None)
         model.fit(batches, epochs=epochs, steps_per_epoch=steps, shuffle=False, verbose=self.verbose)
         model.compile(optimizer="sgd")  # Adam's moments serve nobody any more
         return model
