@@ -8,14 +8,7 @@ from pathlib import Path
 import click
 
 import kerasae
-from kerasae import commands
-from kerasae.commands import check_writable
-
-_DATA_DIR = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of prepared tensorflow-datasets. Default: $TFDS_DATA_DIR.",
-)
+from kerasae import commands, commands_detect, commands_train, commands_use
 
 _ARRAY = click.Path(exists=True, dir_okay=False)
 
@@ -50,13 +43,14 @@ def main():
 
 
 for command in (
-    commands.train,
-    commands.evaluate,
-    commands.figures_command,
-    commands.encode,
-    commands.reconstruct,
-    commands.sample,
-    commands.bulk,
+    commands_train.train,
+    commands_use.evaluate,
+    commands_use.figures_command,
+    commands_use.encode,
+    commands_use.reconstruct,
+    commands_use.sample,
+    commands_use.bulk,
+    commands_detect.detect,
 ):
     cli.add_command(command)
 
@@ -76,10 +70,10 @@ _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_d
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Epochs of each model. Default: 40 for digits, 10 for the others."
 )
-@_DATA_DIR
+@commands.data_dir_option
 def quickstart(dataset, folder, epochs, data_dir):
     """The whole road once: fit, evaluate, look, save, export, run without Keras."""
-    check_writable(folder)
+    commands.check_writable(folder)
     commands.import_keras()
     import keras
     from sklearn.decomposition import PCA
@@ -236,7 +230,7 @@ def zoo_publish(folder, models, source):
     """
     from kerasae.zoo import making
 
-    check_writable(folder)
+    commands.check_writable(folder)
     for model_id in making.publish(folder, models, source):
         click.echo(model_id)
 
@@ -246,7 +240,7 @@ def zoo_publish(folder, models, source):
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where to. Default: a folder of the model's name, here."
 )
-@_DATA_DIR
+@commands.data_dir_option
 def zoo_train(recipe, folder, data_dir):
     """Train a model by RECIPE, a model's id or a TOML file. Call again to go on with a run that was stopped."""
     import kerasae.zoo
@@ -255,7 +249,7 @@ def zoo_train(recipe, folder, data_dir):
     path = kerasae.zoo.recipe_path(recipe)
     if folder is None:
         folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
-    check_writable(folder)
+    commands.check_writable(folder)
     making.make(path, folder, data_dir=data_dir)
     click.echo((folder / "card.md").read_text())
 
@@ -263,7 +257,7 @@ def zoo_train(recipe, folder, data_dir):
 @zoo.command("evaluate")
 @click.argument("model_id")
 @_SOURCE
-@_DATA_DIR
+@commands.data_dir_option
 def zoo_evaluate(model_id, source, data_dir):
     """Measure a model again and compare with what is recorded."""
     import kerasae.zoo

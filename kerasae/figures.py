@@ -953,7 +953,9 @@ def tangents(model, x, num_tangents=6, ax=None):
     return ax.figure
 
 
-def error_histograms(normal, anomalous, threshold=None, unit="squared error", num_bins=50, ax=None):
+def error_histograms(
+    normal, anomalous=None, threshold=None, unit="squared error", num_bins=50, names=("normal", "anomalous"), ax=None
+):
     """How the errors of normal and of anomalous examples lie to each other and to the threshold.
 
     Each group's bars add up to 100 %, however many examples it has. What lies above the threshold is called
@@ -962,10 +964,11 @@ def error_histograms(normal, anomalous, threshold=None, unit="squared error", nu
 
     Args:
         normal: Errors of normal examples, shape `(n,)`; of a detector, `-detector.score_samples(x)`.
-        anomalous: Errors of anomalous examples, shape `(m,)`.
+        anomalous: Errors of anomalous examples, shape `(m,)`. None, the default, where there are none.
         threshold: Number, in the errors' unit. None, the default, draws none.
         unit: What the errors are, on the x axis. Default "squared error".
         num_bins: Positive integer, common to both groups. Default 50.
+        names: What the groups are called, such as ("training", "test").
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -980,10 +983,9 @@ def error_histograms(normal, anomalous, threshold=None, unit="squared error", nu
     >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     ['normal (4): 25.0 % above', 'anomalous (2): 100.0 % above', 'threshold 3.5']
     """
-    groups = {
-        "normal": checks.array(normal, (), name="normal").astype("float64"),
-        "anomalous": checks.array(anomalous, (), name="anomalous").astype("float64"),
-    }
+    groups = {names[0]: checks.array(normal, (), name="normal").astype("float64")}
+    if anomalous is not None:
+        groups[names[1]] = checks.array(anomalous, (), name="anomalous").astype("float64")
     num_bins = checks.positive_int(num_bins, "num_bins")
     if threshold is not None:
         threshold = checks.real_number(threshold, "threshold")
@@ -996,7 +998,7 @@ def error_histograms(normal, anomalous, threshold=None, unit="squared error", nu
         edges[0], edges[-1] = both.min(), both.max()
     if ax is None:
         ax = _figure(6.4, 3.8).add_subplot()
-    for (name, errors), colour, hatch in zip(groups.items(), (_COLOURS[0], _COLOURS[6]), (None, "///"), strict=True):
+    for (name, errors), colour, hatch in zip(groups.items(), (_COLOURS[0], _COLOURS[6]), (None, "///"), strict=False):
         label = f"{name} ({len(errors):,})"
         if threshold is not None:
             label += f": {100 * (errors > threshold).mean():.1f} % above"

@@ -24,6 +24,8 @@ _logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 ARRAY_SUFFIXES = (".npy", ".npz")
+SUFFIXES = IMAGE_SUFFIXES + TABLE_SUFFIXES + ARRAY_SUFFIXES
+OPTIONS = ("image_size", "color", "array", "columns", "drop", "labels", "skip_unreadable")  # of `read`
 SCALINGS = ("auto", "none", "minmax", "standard")
 COLORS = {"grey": ("L", 1), "rgb": ("RGB", 3)}
 MINIMUM = 10  # examples, fewer of which can't be split into what is learned from and what is tested on
@@ -71,8 +73,8 @@ class Preparation:
         Args:
             files: `Files`.
             train: indices of the examples that are learned from: the others have no part in it.
-            scaling: one of `SCALINGS`. `"auto"`: bytes are pixels, floats in [0, 1] of rank 3 and more stay, other images are scaled as
-                one, and tables by `"standard"`.
+            scaling: one of `SCALINGS`. `"auto"`: bytes, and images of floats in [0, 1], are pixels; other images are scaled as one, and
+                tables by `"standard"`.
             unit_interval: whether the model needs [0, 1], so that `"auto"` scales a table by `"minmax"`.
         """
         checks.choice(scaling, "scaling", SCALINGS)
@@ -86,8 +88,10 @@ class Preparation:
         if scaling == "auto":
             if is_table:
                 scaling = "minmax" if unit_interval else "standard"
+            elif values.min() >= 0 and values.max() <= 1:
+                return cls(files.kind, shape, "pixels", columns=columns)
             else:
-                scaling = "none" if numbers.min() >= 0 and numbers.max() <= 1 else "minmax"
+                scaling = "minmax"
         axis = 0 if is_table else None  # an image's pixels share one scale
         if scaling == "none":
             offset, scale = 0.0, 1.0
@@ -153,7 +157,7 @@ class Preparation:
     def describe(self):
         """In words."""
         ways = {
-            "pixels": "pixels of 0 to 255 scaled to [0, 1]",
+            "pixels": "pixels in [0, 1]" if self.scale == (1.0,) else "pixels of 0 to 255 scaled to [0, 1]",
             "none": "values as they are",
             "minmax": f"{'each column' if len(self.scale) > 1 else 'values'} scaled to [0, 1] by the training data's range",
             "standard": f"{'each column' if len(self.scale) > 1 else 'values'} scaled to mean 0 and variance 1 on the training data",
@@ -163,7 +167,16 @@ class Preparation:
 
 
 def read(
-    path, like=None, image_size=None, color=None, array=None, columns=None, drop=(), labels=None, skip_unreadable=False
+    path,
+    like=None,
+    image_size=None,
+    color=None,
+    array=None,
+    columns=None,
+    drop=(),
+    labels=None,
+    skip_unreadable=False,
+    fallback_size=None,
 ):
     """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table.
 
@@ -180,6 +193,7 @@ def read(
         drop: names of a table's columns to leave out.
         labels: a table's column, or an `.npz` file's array, of classes.
         skip_unreadable: whether images that can't be read are left out, with a warning, instead of an error.
+        fallback_size: (height, width) where images have different sizes or a large one, and nothing says which to take. Default: an error.
 
     Returns:
         `Files`.
@@ -200,30 +214,47 @@ def read(
     x_train, x_test = (preparation.apply(mine.values[i]) for i in (train, test))
     ```
     """
+    kind = check(path, image_size, color, array, columns, drop, labels, skip_unreadable)
     path = Path(path).expanduser()
+    if kind == "array":
+        return _array(path, array, labels)
+    if kind == "table":
+        return _table(path, like, columns, drop, labels)
+    if like is not None and len(like.shape) not in (2, 3):
+        raise ValueError(f"The model takes rows of {math.prod(like.shape)} numbers, not images. Received: {path}")
+    return _images(path, like, image_size, color, skip_unreadable, fallback_size)
+
+
+def check(path, image_size=None, color=None, array=None, columns=None, drop=(), labels=None, skip_unreadable=False):
+    """What `read` would take a path for, by names alone: `"images"`, `"array"` or `"table"`.
+
+    Raises:
+        FileNotFoundError, ValueError: what `read` would raise before it opens any file.
+    """
+    named, path = path, Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"There is no file or folder {str(path)!r}.")
+        raise FileNotFoundError(f"There is no file or folder {str(named)!r}.")
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        given = {"array": array, "columns": columns, "drop": drop, "labels": labels}
-        _refuse(given, "a folder of images", path)
-        if like is not None and len(like.shape) not in (2, 3):
-            raise ValueError(f"The model takes rows of {math.prod(like.shape)} numbers, not images. Received: {path}")
-        return _images(path, like, image_size, color, skip_unreadable)
-    _refuse({"image_size": image_size, "color": color, "skip_unreadable": skip_unreadable}, "a file", path)
-    if suffix in ARRAY_SUFFIXES:
-        _refuse(
-            {"columns": columns, "drop": drop, **({"array": array, "labels": labels} if suffix == ".npy" else {})},
-            suffix,
-            path,
+        _refuse({"array": array, "columns": columns, "drop": drop, "labels": labels}, "a folder of images", path)
+        if path.is_dir() and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in _walk(path)):
+            others = collections.Counter(p.suffix.lower() or p.name for p in _walk(path)).most_common(3)
+            raise ValueError(
+                f"There are no images in {path}: expected files that end in {', '.join(IMAGE_SUFFIXES)}. "
+                + ("Found: " + ", ".join(f"{n} {suffix}" for suffix, n in others) if others else "It is empty.")
+            )
+        return "images"
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path} must be a folder of images, or end in one of {', '.join(ARRAY_SUFFIXES + TABLE_SUFFIXES)}."
         )
-        return _array(path, array, labels)
+    _refuse({"image_size": image_size, "color": color, "skip_unreadable": skip_unreadable}, "a file", path)
     if suffix in TABLE_SUFFIXES:
         _refuse({"array": array}, "a table", path)
-        return _table(path, like, columns, drop, labels)
-    raise ValueError(
-        f"{path} must be a folder of images, or end in one of {', '.join(ARRAY_SUFFIXES + TABLE_SUFFIXES)}."
-    )
+        return "table"
+    of_npz = {"array": array, "labels": labels} if suffix == ".npy" else {}
+    _refuse({"columns": columns, "drop": drop, **of_npz}, suffix, path)
+    return "array"
 
 
 def split(num_examples, test_fraction, seed):
@@ -272,16 +303,10 @@ def _encode_labels(values):
 # images
 
 
-def _images(path, like, image_size, color, skip_unreadable):
+def _images(path, like, image_size, color, skip_unreadable, fallback_size):
     root = path if path.is_dir() else path.parent
     found = sorted(_walk(path)) if path.is_dir() else [path]
     paths = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not paths:
-        others = collections.Counter(p.suffix.lower() or p.name for p in found).most_common(3)
-        raise ValueError(
-            f"There are no images in {path}: expected files that end in {', '.join(IMAGE_SUFFIXES)}. "
-            + ("Found: " + ", ".join(f"{n} {suffix}" for suffix, n in others) if others else "It is empty.")
-        )
     headers, unreadable = {}, {}
     for p in paths:
         try:
@@ -297,7 +322,7 @@ def _images(path, like, image_size, color, skip_unreadable):
     color = color or ("grey" if all(grey for _, grey in headers.values()) else "rgb")
     mode, channels = COLORS[checks.choice(color, "color", COLORS)]
     if image_size is None:
-        image_size = _common_size([size for size, _ in headers.values()], path)
+        image_size = _common_size([size for size, _ in headers.values()], path, fallback_size)
     height, width = checks.positive_ints(image_size, "image_size")
     check_memory((len(headers), height, width, channels), np.uint8, path)
     values = np.empty((len(headers), height, width, channels), np.uint8)
@@ -381,25 +406,30 @@ def _report_unreadable(unreadable, root, skip, any_left):
     _logger.warning("%s They are left out.", message)
 
 
-def _common_size(sizes, path):
+def _common_size(sizes, path, fallback):
     counts = collections.Counter(sizes)
-    hint = "Pass image_size (--image-size 64): images are then scaled to cover it and cropped around the middle."
-    if len(counts) > 1:
-        (small, *_), (*_, large) = (sorted(counts, key=math.prod) for _ in range(2))
-        raise ValueError(
-            f"The images in {path} have {len(counts)} different sizes, from {small[1]}x{small[0]} to {large[1]}x{large[0]} pixels. {hint}"
-        )
-    (size,) = counts
-    if max(size) > _LARGEST_SIDE:
-        raise ValueError(
-            f"The images in {path} have {size[1]}x{size[0]} pixels, which is large for an autoencoder. {hint}"
-        )
-    return size
+    (small, *_), (*_, large) = (sorted(counts, key=math.prod) for _ in range(2))
+    if small == large and max(small) <= _LARGEST_SIDE:
+        return small
+    few = f"{small[1]}x{small[0]}"
+    have = (
+        f"{few} pixels"
+        if small == large
+        else f"{len(counts)} different sizes, from {few} to {large[1]}x{large[0]} pixels"
+    )
+    if fallback is not None:
+        _logger.info("The images have %s: scaled to cover %dx%d and cropped around the middle.", have, *fallback[::-1])
+        return fallback
+    large = ", which is large for an autoencoder" if small == large else ""
+    raise ValueError(
+        f"The images in {path} have {have}{large}. Pass image_size (--image-size 64): images are then scaled to cover it and cropped "
+        "around the middle."
+    )
 
 
-def check_memory(shape, dtype, path):
-    """Raises where an array would not fit into the memory that is free, before it is filled."""
-    needed = math.prod(shape) * np.dtype(dtype).itemsize
+def check_memory(shape, dtype, path, copies=1):
+    """Raises where so many copies of an array would not fit into the memory that is free, before it is filled."""
+    needed = copies * math.prod(shape) * np.dtype(dtype).itemsize
     try:
         import psutil
 

@@ -96,6 +96,8 @@ class Training(_Section):
     steps_per_execution: pydantic.PositiveInt = 1
     # For k-sparse models: k falls from `start_k` to the model's own over so many epochs.
     k_annealing: dict[Literal["start_k", "epochs"], pydantic.PositiveInt] | None = None
+    # For variational models: the weight of the KL term rises from 0 to the model's own over so many epochs.
+    beta_annealing: pydantic.PositiveInt | None = None
 
 
 class Measurement(_Section):
@@ -392,6 +394,10 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
             from kerasae.models import KAnnealing
 
             callbacks.append(KAnnealing(**training.k_annealing))
+        if training.beta_annealing is not None:
+            from kerasae.models import BetaAnnealing
+
+            callbacks.append(BetaAnnealing(training.beta_annealing))
         x, validation_data = x_train, None if x_validation is None else (x_validation,)
         if recipe.data.binarize:
             x = binarized_batches(x_train, training.batch_size, recipe.seed)

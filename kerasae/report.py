@@ -15,16 +15,21 @@ from kerasae import figures
 _logger = logging.getLogger(__name__)
 
 MAX_EXAMPLES = 2000  # that figures look at: more are slow and are not told apart
+_MAX_CODES = 256  # of a model whose codes are written as bytes
+_NUM_CODED = 500
+_STEPS = (0.25, 0.5, 1, 2, 4, 8, 16)  # of `kerasae.tasks.Codec.encode`
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What figures are drawn from: a model, examples that it was not trained on, their classes or None, and its training or None."""
+    """What figures are drawn from: a model, examples that it was not trained on, their classes or None, its training or None, and
+    examples that it was trained on or None."""
 
     model: object
     x: np.ndarray
     labels: np.ndarray | None = None
     history: dict | None = None
+    x_train: np.ndarray | None = None
 
     @functools.cached_property
     def codes(self):
@@ -34,9 +39,20 @@ class View:
     def reconstruction(self):
         return self.model.predict(self.x[:10], verbose=0)
 
+    def errors(self, x):
+        """Each example's squared error."""
+        made = self.model.predict(x, verbose=0)
+        return np.square(x - made, dtype="float64").reshape(len(x), -1).sum(axis=1)
+
     @property
     def images(self):
         return self.x.ndim == 4 and self.x.shape[-1] in (1, 3)
+
+    @property
+    def coded(self):
+        """Whether the codec can write the codes of these images, quickly."""
+        can = self.images and self.flat and self.codes.shape[1] <= _MAX_CODES and self.x_train is not None
+        return can and 0 <= min(self.x.min(), self.x_train.min()) and max(self.x.max(), self.x_train.max()) <= 1
 
     @property
     def variational(self):
@@ -77,6 +93,12 @@ FIGURES = {
         lambda v: v.images,
         lambda v: figures.reconstructions({"input": v.x[:10], "reconstruction": v.reconstruction}),
     ),
+    "errors": Figure(
+        "Squared errors of examples that the model was trained on, and of test examples: where these lie further right, it knows its "
+        "training examples by heart.",
+        lambda v: v.x_train is not None,
+        lambda v: figures.error_histograms(v.errors(v.x_train), v.errors(v.x), names=("training", "test")),
+    ),
     "denoising": Figure(
         "Test examples, corrupted as in training, and what the model makes of them.",
         lambda v: v.images and type(v.model).__name__ == "DenoisingAutoencoder",
@@ -86,6 +108,11 @@ FIGURES = {
         "Codes of test examples beside their principal components.",
         lambda v: v.model.code_size and v.model.code_size >= 2 and len(v.x) >= 3,
         lambda v: figures.codes_beside_pca(v.model, v.x, v.labels),
+    ),
+    "rate_distortion": Figure(
+        "What test images cost as bytes, and how good they come back, as their codes are rounded more and more coarsely (tasks.Codec).",
+        lambda v: v.coded,
+        lambda v: figures.rate_distortion({"rounded codes": _rates(v)}),
     ),
     "samples": Figure(
         "New examples: decoded draws from the prior.",
@@ -149,6 +176,25 @@ FIGURES = {
 }
 
 
+# Of figures that others than `save_figures` draw for a report.
+_MORE_CAPTIONS = {
+    "scores": "Minus the scores of examples that the detector was not fitted to; what lies above the threshold is called an anomaly.",
+    "oddest": "Of the examples that were held out, the oddest and the most normal, each row from its extreme on; and of the known "
+    "anomalies, those that look most normal to the detector.",
+}
+
+
+def _rates(view):
+    """`(bits a pixel, PSNR)` of test images at several steps; tables are counted on training images."""
+    from kerasae import metrics, tasks
+
+    codec = tasks.Codec(view.model).fit(view.x_train)
+    x = view.x[:_NUM_CODED]
+    streams = [codec.encode(x, step) for step in _STEPS]
+    rates = [8 * len(stream) / np.prod(x.shape[:3]) for stream in streams]
+    return rates, [metrics.psnr(x, codec.decode(stream)) for stream in streams]
+
+
 def save_figures(view, folder, dark=False):
     """Draws every figure that applies, as PNG files.
 
@@ -163,6 +209,8 @@ def save_figures(view, folder, dark=False):
     if len(view.x) > MAX_EXAMPLES:
         labels = None if view.labels is None else view.labels[:MAX_EXAMPLES]
         view = dataclasses.replace(view, x=view.x[:MAX_EXAMPLES], labels=labels)
+    if view.x_train is not None:
+        view = dataclasses.replace(view, x_train=view.x_train[:MAX_EXAMPLES])
     paths = {}
     for name, figure in FIGURES.items():
         if not figure.applies(view):
@@ -184,7 +232,7 @@ def write(path, title, facts, measures, pictures, recipe):
         title: what the model is called.
         facts: `{name: value}`, what is to be known of it, in order.
         measures: records as of `kerasae.recipes.measure`.
-        pictures: `{name of FIGURES: path of a PNG file}`.
+        pictures: `{name of a figure: path of a PNG file}`.
         recipe: TOML text.
     """
     escape = html.escape
@@ -193,9 +241,10 @@ def write(path, title, facts, measures, pictures, recipe):
         f"<td>{escape(m['protocol'])}; {m['num_examples']:,} {escape(m['split'])} examples</td></tr>"
         for m in measures
     ]
+    captions = {name: figure.caption for name, figure in FIGURES.items()} | _MORE_CAPTIONS
     shown = [
-        f'<figure id="{escape(name)}"><figcaption><b>{escape(name.replace("_", " "))}</b> {escape(FIGURES[name].caption)}</figcaption>'
-        f'<img alt="{escape(FIGURES[name].caption)}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></figure>'
+        f'<figure id="{escape(name)}"><figcaption><b>{escape(name.replace("_", " "))}</b> {escape(captions[name])}</figcaption>'
+        f'<img alt="{escape(captions[name])}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}"></figure>'
         for name, p in pictures.items()
     ]
     text = _PAGE.substitute(

@@ -109,7 +109,7 @@ FAMILIES = {
     "variational-predicted": small(builders.variational, "conv", likelihood="gaussian", variance="predicted"),
 }
 
-_FIRST_OF_A_CLASS = {
+CLASSES = {
     "undercomplete-dense",
     "undercomplete-own",
     "denoising-gaussian",
@@ -118,5 +118,12 @@ _FIRST_OF_A_CLASS = {
     "contractive-dense",
     "variational-dense",
 }
+
+
+def fast(chosen, rows):
+    """Parameters of a test: the chosen ones of `rows` run in CI, the others with `-m slow`."""
+    return [row if row in chosen else pytest.param(row, marks=pytest.mark.slow) for row in rows]
+
+
 EVERY_ROW = list(FAMILIES)
-EVERY_CLASS = [name if name in _FIRST_OF_A_CLASS else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+EVERY_CLASS = fast(CLASSES, FAMILIES)

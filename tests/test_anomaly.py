@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import kerasae
 from kerasae.tasks import AnomalyDetector
-from kerasae.tasks.anomaly import ContrastNormalization, FreeEnergy, GaussianBlur
+from kerasae.tasks.anomaly import ContrastNormalization, GaussianBlur, RelativeDistance, fitted_distance
 from kerasae.tasks.base import run
 
 QUICK = {"n_estimators": 1, "hidden_units": (16,), "max_samples": 512, "epochs": 3, "random_state": 0}
@@ -35,23 +35,58 @@ def detector(table):
     return AnomalyDetector(**QUICK).fit(table[0])
 
 
+def oracle(x, references, bandwidths):
+    """Distances at each bandwidth, (rows, bandwidths), in float64."""
+    squares = np.square(x[:, None] - references).sum(axis=-1)
+    energies = [-(s**2) * (logsumexp(-squares / (2 * s**2), axis=1) - np.log(len(references))) for s in bandwidths]
+    return np.sqrt(2 * np.stack(energies, axis=1))
+
+
 @pytest.mark.parametrize("far", [1.0, 100.0])
-def test_free_energy_is_a_log_density(rng, far):
-    x, references, bandwidths = far * rng.normal(size=(7, 3)), rng.normal(size=(2, 11, 3)), (0.5, 2.0)
-    layer = FreeEnergy(references.shape, bandwidths)
+def test_distance_is_a_log_density(rng, far):
+    x, references, bandwidths = far * rng.normal(size=(7, 3)), rng.normal(size=(11, 3)), (0.5, 2.0)
+    layer = RelativeDistance(references.shape, bandwidths)
     layer.references.assign(references)
-    squares = np.square(x[:, None, None] - references).sum(axis=-1)
-    energies = [-(s**2) * (logsumexp(-squares / (2 * s**2), axis=2) - np.log(11)) for s in bandwidths]
-    np.testing.assert_allclose(layer(x), np.mean(energies, axis=(0, 2)), rtol=1e-4, atol=1e-5)
+    layer.units.assign([2.0, 0.5])
+    distances = oracle(x, references, bandwidths)
+    np.testing.assert_allclose(layer.distances(x), distances, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(layer(x), (distances / [2.0, 0.5]).max(axis=1), rtol=1e-4, atol=1e-4)
 
 
-def test_free_energy_lies_between_nearest_and_mean_distance(rng):
-    x, references = rng.normal(size=(5, 4)), rng.normal(size=(1, 9, 4))
-    squares = np.square(x[:, None] - references[0]).sum(axis=-1)
-    for bandwidth, expected in ((1e-3, 0.5 * squares.min(axis=1)), (1e2, 0.5 * squares.mean(axis=1))):
-        layer = FreeEnergy(references.shape, [bandwidth])
-        layer.references.assign(references)
-        np.testing.assert_allclose(layer(x), expected, rtol=1e-2)
+def test_distance_is_between_the_nearest_and_the_mean(rng):
+    x, references = rng.normal(size=(5, 4)), rng.normal(size=(9, 4))
+    squares = np.square(x[:, None] - references).sum(axis=-1)
+    layer = RelativeDistance(references.shape, [1e-3, 1e2])
+    layer.references.assign(references)
+    expected = np.sqrt(np.stack([squares.min(axis=1), squares.mean(axis=1)], axis=1))
+    np.testing.assert_allclose(layer.distances(x), expected, rtol=1e-2)
+
+
+def test_units_are_mean_distances_without_the_own_reference(rng):
+    x = rng.normal(size=(300, 3)).astype("float32")
+    references = x + rng.normal(0, 0.1, size=x.shape).astype("float32")
+    layer, distances = fitted_distance(x, references)
+    assert len(layer.bandwidths) == 5
+    assert layer.bandwidths[-1] == pytest.approx(4)
+    squares = np.square(x[:, None] - references).sum(axis=-1)
+    np.fill_diagonal(squares, np.inf)
+    fifth = np.sqrt(np.median(np.sort(squares, axis=1)[:, 4]) / 3)
+    assert layer.bandwidths[0] == pytest.approx(fifth, rel=1e-3)
+    expected = np.concatenate(
+        [oracle(x[i : i + 1], np.delete(references, i, axis=0), layer.bandwidths) for i in range(len(x))]
+    )
+    # The layer divides by R, not by R - 1.
+    expected = np.sqrt(expected**2 + 2 * np.square(layer.bandwidths) * np.log(300 / 299))
+    np.testing.assert_allclose(layer.units, expected.mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(distances, (expected / expected.mean(axis=0)).max(axis=1), rtol=2e-3)
+
+
+def test_equal_rows_have_a_score():
+    detector = AnomalyDetector(**{**QUICK, "epochs": 1}).fit(np.ones((20, 3)))
+    scores = detector.score_samples([[1.0, 1.0, 1.0], [1.0, 1.0, 2.0]])
+    assert np.isfinite(scores).all()
+    assert scores[0] > scores[1]
+    assert np.isfinite(AnomalyDetector(**{**QUICK, "n_references": 1}).fit([[0.0], [1.0]]).score_samples([[3.0]])).all()
 
 
 def test_the_farthest_example_has_a_finite_score(detector, table):
@@ -114,20 +149,18 @@ def test_pickle_copy_and_random_state(detector, table):
         clone(detector).predict(table[1])
 
 
-def test_score_is_an_average_over_the_ensemble(table):
-    detector = AnomalyDetector(**{**QUICK, "n_estimators": 2, "epochs": 1}).fit(table[0])
+def test_references_are_means_over_the_ensemble(table):
+    detector = AnomalyDetector(**{**QUICK, "n_estimators": 2, "epochs": 1, "bandwidths": (0.5, 1.0)}).fit(table[0])
     assert len(detector.estimators_) == 2
-    references = detector.scorer_.get_layer("free_energy").references.numpy()
-    x = detector._scale(table[1])
-    squares = np.square(x[:, None, None] - references).sum(axis=-1)
-    expected = np.mean(
-        [(s**2) * (logsumexp(-squares / (2 * s**2), axis=2) - np.log(400)) for s in (0.5, 1, 2)], axis=(0, 2)
-    )
+    layer = detector.scorer_.get_layer("relative_distance")
+    x = detector._scale(table[0])
+    means = np.mean([model.predict(x, verbose=0) for model in detector.estimators_], axis=0)
+    references = layer.references.numpy()
+    # The same set, in another order.
+    np.testing.assert_allclose(np.sort(references, axis=0), np.sort(means, axis=0), atol=1e-5)
+    strange = detector._scale(table[1])
+    expected = -(oracle(strange, references, (0.5, 1.0)) / layer.units).max(axis=1)
     np.testing.assert_allclose(detector.score_samples(table[1]), expected, rtol=1e-4)
-    # The references are reconstructions of training rows by the members.
-    for model, part in zip(detector.estimators_, references, strict=True):
-        again = model.predict(part, verbose=0)
-        assert np.square(again - part).sum(axis=1).mean() < np.square(part).sum(axis=1).mean()
 
 
 def test_data_frames_and_constant_columns(table):
@@ -155,6 +188,7 @@ def test_data_frames_and_constant_columns(table):
         ({"n_references": 0}, None, "`n_references` must be a whole number"),
         ({"bandwidths": ()}, None, "`bandwidths` must hold at least one"),
         ({"bandwidths": (1.0, 0.0)}, None, "`bandwidths` must be a finite number above 0"),
+        ({"bandwidths": "wide"}, None, "`bandwidths` must be"),
         ({"scaling": "max"}, None, "`scaling` must be one of"),
         ({"model": "variatonal"}, None, "Did you mean 'variational'"),
     ],

@@ -1,6 +1,7 @@
 """The command as a person runs it."""
 
 import csv
+import inspect
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
-from kerasae import recipes
+from kerasae import commands_train, recipes
 from kerasae.cli import cli
 
 
@@ -247,6 +248,10 @@ def test_images_come_out_as_images(trained, tmp_path):
     model = keras.saving.load_model(root / "digits" / "model.keras")
     expected = model.predict(np.ones((1, 8, 8, 1), "float32"), verbose=0)[0, ..., 0]
     np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "out" / "white.png")) / 255, expected, atol=1 / 255)
+    call("encode", root / "digits", tmp_path / "photos", tmp_path / "photos.npz")
+    with np.load(tmp_path / "photos.npz") as z:
+        assert z["file"].tolist() == ["white.jpg"]
+        assert z["z"].shape == (1, 2)
     call("sample", root / "digits", tmp_path / "grid.png", "--num", 4)
     assert Image.open(tmp_path / "grid.png").size[0] > 100
     call("encode", root / "digits", "digits", tmp_path / "z.npz")
@@ -287,6 +292,49 @@ def test_mistakes_are_said_at_the_door(arguments, code, message, tmp_path, monke
     (tmp_path / "torn.keras").write_text("no model")
     assert message in call(*arguments.split(), code=code)
     assert {p.name for p in tmp_path.iterdir()} == {"few.csv", "torn.keras"}  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train varational --data table.csv --folder run", "Did you mean 'variational'"),
+        ("train linear --data missing.csv --folder run", "no file or folder 'missing.csv'"),
+        ("train linear --data notes.txt --folder run", "must be a folder of images, or end in"),
+        ("train linear --data empty --folder run", "no images in empty"),
+        ("train linear --data table.csv --image-size 8 --folder run", "'image_size' doesn't apply"),
+        ("train linear --data digits --columns a --folder run", "only own files"),
+        ("train recipe.toml --folder run", "no file or folder"),
+        ("train linear --data table.csv --folder table.csv", "is a file"),
+        ("evaluate variational-dense-digits --data empty", "no images in empty"),
+        ("figures variational-dense-digits --data notes.txt --folder f", "must be a folder of images"),
+        ("encode variational-dense-digits missing.npy z.npy", "no file or folder 'missing.npy'"),
+        ("reconstruct variational-dense-digits empty z.npy", "no images in empty"),
+        ("encode variational-dense-digits table.csv table.csv", "is there already"),
+        ("encode missing.keras table.csv z.csv", "no file 'missing.keras'"),
+        ("detect fit empty --folder d", "no images in empty"),
+        ("detect fit table.csv --folder d", "At least 10 examples"),
+    ],
+)
+def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, message, tmp_path):
+    write_table(tmp_path / "table.csv", ["a", "b"], 5)
+    (tmp_path / "notes.txt").write_text("a")
+    (tmp_path / "empty").mkdir()
+    recipe = Path(kerasae.zoo.recipe_path("undercomplete-dense-digits")).read_text()
+    (tmp_path / "recipe.toml").write_text(recipe.replace('name = "digits"', 'path = "gone.npy"'))
+    code = (
+        "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; sys.argv[0] = 'kerasae'\n"
+        "from kerasae.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+
+
+def test_the_families_of_train_are_the_builders():
+    builders = inspect.getmembers(kerasae.builders, inspect.isfunction)
+    assert {name for name, _ in builders if not name.startswith("_")} == set(commands_train.FAMILIES)
 
 
 class Stop(keras.callbacks.Callback):

@@ -1,9 +1,12 @@
-"""Every example in a docstring, and every Python block of the README and the handbook, runs."""
+"""Every example in a docstring, every Python block of the README and the handbook, and every command that a page marks, runs."""
 
 import doctest
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -34,9 +37,10 @@ MODULES = [
 ]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
-# A page's block, and why it is not run where a comment before it says so.
+# A page's block of Python, and why it is not run where a comment before it says so; or of commands, which run where a comment says so.
 PAGE_BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^(?:(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?```python|<!-- run -->\n+```(?P<bash>bash))\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
 NOT_RUN = []
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -88,15 +92,39 @@ def test_public_objects_are_documented(module):
 
 @pytest.mark.filterwarnings("ignore:Overcomplete")
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_of_a_page(page, tmp_path, monkeypatch):
+def test_blocks_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     text = (ROOT / page).read_text()
     namespace = {}
     for block in PAGE_BLOCK.finditer(text):
-        if block["reason"] is None:
+        if block["bash"]:
+            result = subprocess.run(
+                ["bash", "-e", "-c", block["code"]], capture_output=True, text=True, check=False, timeout=600
+            )
+            assert result.returncode == 0, result.stderr
+        elif block["reason"] is None:
             # On the page's own lines, so that a traceback names them.
             code = "\n" * text[: block.start("code")].count("\n") + block["code"]
             exec(compile(code, page, "exec"), namespace)
+
+
+def lecture():
+    """A command a topic, and the figures that its report is said to have."""
+    for line in (ROOT / "docs/lecture.md").read_text().splitlines():
+        if command := re.search(r"`kerasae (train [^`]+)`", line):
+            figures = {name.replace(" ", "_") for name in re.findall(r"\*([a-z ]+)\*", line)}
+            yield pytest.param(command[1], figures, id=command[1].split("--folder ")[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "figures"), lecture())
+def test_the_lecture_s_reports_show_what_is_said(command, figures, tmp_path):
+    assert figures
+    kerasae_command = Path(sys.executable).with_name("kerasae")
+    subprocess.run([kerasae_command, *command.split(), "--epochs", "1"], cwd=tmp_path, check=True)
+    (folder,) = tmp_path.iterdir()
+    assert figures <= {path.stem for path in (folder / "figures").iterdir()}
 
 
 def test_what_the_handbook_does_not_run_is_known():

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from families import EVERY_CLASS, FAMILIES, INPUT_SHAPE
+from families import FAMILIES, INPUT_SHAPE, fast
 
 import kerasae
 from kerasae.models import execution
@@ -88,8 +88,8 @@ def test_an_epoch_ends_after_its_steps(x, always):
         model.fit(dataset, steps_per_epoch=18, epochs=3, verbose=0)
         assert int(model.optimizer.iterations) == 3 * 18
         weights.append(model.get_weights())
-    for fast, slow in zip(*weights, strict=True):
-        np.testing.assert_allclose(fast, slow, rtol=2e-5, atol=2e-6)
+    for ours, keras_own in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-6)
 
 
 def test_steps_at_once_fit_into_memory(x):
@@ -171,14 +171,14 @@ def test_computes_what_keras_own_way_does(x, always, data, each_batch):
         assert int(model.optimizer.iterations) == 3 * NUM_BATCHES
         weights.append(model.get_weights())
         histories.append(history.history)
-    for fast, slow in zip(*weights, strict=True):
-        np.testing.assert_allclose(fast, slow, rtol=2e-5, atol=2e-6)
+    for ours, keras_own in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-6)
     assert histories[0].keys() == histories[1].keys()
     for name in histories[0]:
         np.testing.assert_allclose(histories[0][name], histories[1][name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("row", EVERY_CLASS)
+@pytest.mark.parametrize("row", fast({"k-sparse-dense", "contractive-dense", "variational-dense"}, FAMILIES))
 def test_every_family_is_carried_out(row, always):
     keras.utils.set_random_seed(0)
     model = FAMILIES[row]()
@@ -190,6 +190,24 @@ def test_every_family_is_carried_out(row, always):
     assert history["loss"][1] < history["loss"][0] * 1.1
     # and nothing of it stays behind
     assert np.isfinite(model.evaluate(x, verbose=0, return_dict=True)["loss"])
+
+
+@pytest.mark.parametrize("fit_before", [False, True])
+def test_k_annealing_is_carried_out_too(always, x, fit_before):
+    """After a fit the steps are traced for k = 2, and would keep no more."""
+    weights = []
+    for options in ({}, {"jit_compile": False}):
+        keras.utils.set_random_seed(0)
+        model = kerasae.builders.k_sparse((12,), latent_dim=8, k=2, hidden_units=())
+        model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), **options)
+        arguments = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0}
+        if fit_before:
+            model.fit(x, **arguments)
+        model.fit(x, epochs=2, callbacks=[kerasae.models.KAnnealing(6, epochs=9)], **arguments)
+        weights.append(model.get_weights())
+        assert model.train_function is None or "jit_compile" in options
+    for ours, keras_own in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-6)
 
 
 def test_validation_during_fit_is_what_evaluate_says(always, x):

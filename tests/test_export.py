@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
-from families import EVERY_CLASS, FAMILIES, SEVERAL_INPUTS, several_inputs, with_side_inputs
+from families import EVERY_CLASS, FAMILIES, SEVERAL_INPUTS, fast, several_inputs, with_side_inputs
 from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -241,7 +241,7 @@ def test_onnx_files_are_documented_and_standard(bundle):
 
 
 @pytest.mark.parametrize("formats", [["onnx", "saved_model"], ["litert"]], ids=" ".join)
-@pytest.mark.parametrize("family", ["undercomplete", "variational-bernoulli"])
+@pytest.mark.parametrize("family", fast({"variational-bernoulli"}, ["undercomplete", "variational-bernoulli"]))
 def test_readme_snippets_run(family, formats, tmp_path, monkeypatch, capsys, in_this_process):
     if "litert" in formats:
         pytest.importorskip("ai_edge_litert", reason="needs the extra kerasae[litert]")
@@ -400,7 +400,7 @@ def test_float16_from_images_of_whole_numbers(tmp_path):
     np.testing.assert_allclose(z, reference, rtol=0, atol=5e-3 * np.abs(reference).max())
 
 
-@pytest.mark.parametrize("family", ["undercomplete", "variational-gaussian"])
+@pytest.mark.parametrize("family", fast({"variational-gaussian"}, ["undercomplete", "variational-gaussian"]))
 def test_litert(family, tmp_path):
     interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra kerasae[litert]")
     model = build(family, "conv")

@@ -833,6 +833,10 @@ def test_error_histograms_show_shares_of_each_group(scale):
 def test_error_histograms_without_threshold():
     figure = figures.error_histograms([1.0, 2.0], [3.0])
     assert legend(figure.axes[0]) == ["normal (2)", "anomalous (1)"]
+    figure = figures.error_histograms([1.0, 2.0], [3.0], names=("training", "test"))
+    assert legend(figure.axes[0]) == ["training (2)", "test (1)"]
+    figure = figures.error_histograms([1.0, 2.0], threshold=1.5)
+    assert legend(figure.axes[0]) == ["normal (2): 50.0 % above", "threshold 1.5"]
     figures.error_histograms([1.0, 1.0], [1.0], threshold=1)  # nothing varies
 
 

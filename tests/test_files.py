@@ -262,7 +262,7 @@ def test_pixels(rng):
 
 
 def test_float_images_share_one_scale():
-    assert fitted(np.linspace(0, 1, 18).reshape(2, 3, 3, 1), kind="array").scaling == "none"
+    assert fitted(np.linspace(0, 1, 18).reshape(2, 3, 3, 1), kind="array").scaling == "pixels"
     preparation = fitted(np.linspace(-2, 6, 18).reshape(2, 3, 3, 1), kind="array")
     assert (preparation.scaling, preparation.offset, preparation.scale) == ("minmax", (-2.0,), (8.0,))
 

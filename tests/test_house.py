@@ -20,6 +20,7 @@ FLOORS = [
     {"callbacks", "report", "workers"},
     {"export", "zoo"},
     {"commands"},
+    {"commands_train", "commands_use", "commands_detect"},
     {"cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

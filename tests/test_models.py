@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from families import (
+    CLASSES,
     EVERY_CLASS,
     EVERY_ROW,
     FAMILIES,
     INPUT_SHAPE,
     LATENT_DIM,
     SEVERAL_INPUTS,
+    fast,
     several_inputs,
     with_side_inputs,
 )
@@ -57,7 +59,7 @@ def assert_same_weights(a, b, tolerance=0):
 
 def total_of_terms(model, logs):
     weights = model.term_weights
-    return sum(weights.get(name, 1.0) * logs[name] for name in model.term_names)
+    return sum(float(weights.get(name, 1.0)) * logs[name] for name in model.term_names)
 
 
 @every_row
@@ -187,7 +189,7 @@ def test_execution_options_change_nothing(build, x, options):
         assert_same_weights(plain, other, tolerance=2e-5)
 
 
-@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm", "clipvalue"])
+@pytest.mark.parametrize("clip", fast({"global_clipnorm"}, ["clipnorm", "global_clipnorm", "clipvalue"]))
 @every_class
 def test_gradient_clipping_bounds_the_step(build, x, clip):
     model = compiled(build, optimizer=keras.optimizers.SGD(1.0, **{clip: 1e-4}))
@@ -197,7 +199,7 @@ def test_gradient_clipping_bounds_the_step(build, x, clip):
     assert 0 < max(steps) <= 1e-4 * 1.001
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", fast({"mixed_float16"}, ["mixed_float16", "mixed_bfloat16"]))
 @every_class
 def test_mixed_precision_learns_with_finite_float32_losses(build, x, policy):
     keras.mixed_precision.set_dtype_policy(policy)
@@ -211,7 +213,8 @@ def test_mixed_precision_learns_with_finite_float32_losses(build, x, policy):
     assert all(v.dtype == "float32" for v in model.trainable_variables)
 
 
-@every_row
+# Beside the classes, what has a weight of its own or layers whose state matters.
+@pytest.mark.parametrize("build", fast({*CLASSES, "variational-learned", "k-sparse-conv"}, FAMILIES), indirect=True)
 def test_stop_save_load_and_go_on_as_if_nothing_had_happened(build, x, tmp_path):
     uninterrupted, stopped = compiled(build), compiled(build)
     fit(uninterrupted, x, epochs=2)
@@ -399,7 +402,7 @@ def test_overcomplete_without_a_regulariser_warns():
 # -- Encoders with several inputs: the first is reconstructed ----------------------------------------------------------------------------
 
 
-@pytest.fixture(params=SEVERAL_INPUTS)
+@pytest.fixture(params=fast({"undercomplete", "variational-dict", "k-sparse-dict"}, SEVERAL_INPUTS))
 def build_several(request):
     return SEVERAL_INPUTS[request.param]
 
@@ -420,10 +423,7 @@ def test_several_inputs_train_stop_and_go_on(build_several, x, tmp_path):
     assert_same_weights(uninterrupted, loaded)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=[] if name == "variational-dict" else pytest.mark.slow) for name in SEVERAL_INPUTS],
-)
+@pytest.mark.parametrize("family", fast({"variational-dict"}, SEVERAL_INPUTS))
 def test_several_inputs_in_every_form_mean_the_same(family, x):
     """A list, a tuple, a dict by name, and data sets of them; with the first as target, by default or said."""
     build_several = SEVERAL_INPUTS[family]

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from families import fast
 from keras import layers
 
 import kerasae
@@ -431,7 +432,7 @@ def before_and_after_fine_tuning(model, x_train, x_test):
     return before, model.evaluate(x_test, verbose=0, return_dict=True)["reconstruction_loss"]
 
 
-@pytest.mark.parametrize("kind", PRETRAINING)
+@pytest.mark.parametrize("kind", fast({"rbms"}, PRETRAINING))
 def test_pretraining_helps_a_deep_sigmoid_stack_before_and_after_fine_tuning(digits, kind, without_pretraining):
     model = deep((100, 50, 25), 10)
     PRETRAINING[kind](model, digits[0])

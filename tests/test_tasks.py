@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 import pickle
 
 import keras
@@ -365,3 +366,78 @@ def test_a_graph_that_answers_otherwise_is_refused(flat, tmp_path, monkeypatch):
     with pytest.raises(export.ExportError, match="transform as saved_model"):
         export.export(reducer, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    if "TFDS_DATA_DIR" not in os.environ:
+        pytest.skip("needs prepared MNIST: set TFDS_DATA_DIR")
+    x, x_test = kerasae.data.load("mnist")
+    return x[:3000], x_test[:300]
+
+
+def wide(x, seed=0):
+    """Images as a table of 784 columns in units that differ up to a thousand times, not around 0; many columns are constant."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 10, 784) + 10 ** rng.uniform(-1, 2, 784) * x.reshape(len(x), -1)
+
+
+def with_gaps(x):
+    return np.where(np.random.default_rng(1).random(x.shape) < 0.2, np.nan, x)
+
+
+SHORT = {"epochs": 1, "random_state": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "table"),
+    [
+        (tasks.Reducer(latent_dim=30, **SHORT), False),
+        (tasks.Reducer("variational", network="conv", latent_dim=16, hidden_units=(16, 32), **SHORT), False),
+        (tasks.Denoiser(**SHORT), False),
+        (tasks.Denoiser(network="conv", hidden_units=(16, 32), latent_dim=64, **SHORT), False),
+        (tasks.AnomalyDetector(max_samples=1280, **SHORT), False),
+        (tasks.Codec(latent_dim=16, hidden_units=(128,), **SHORT), False),
+        (tasks.Codec(latent_dim=16, network="conv", hidden_units=(8, 16), **SHORT), False),
+        (tasks.Reducer(latent_dim=30, **SHORT), True),
+        (tasks.Denoiser(hidden_units=(128,), latent_dim=32, **SHORT), True),
+        (tasks.AnomalyDetector(max_samples=1280, **SHORT), True),
+        (tasks.Imputer(n_samples=64, **SHORT), True),
+    ],
+    ids=lambda value: ("table" if value else "images") if isinstance(value, bool) else type(value).__name__,
+)
+def test_large_inputs_are_exported(estimator, table, mnist, tmp_path):
+    import onnxruntime
+    import tensorflow as tf
+
+    x, x_test = (wide(images) for images in mnist) if table else mnist
+    if isinstance(estimator, tasks.Imputer):
+        x, x_test = with_gaps(x), with_gaps(x_test)
+        x[0] = wide(mnist[0][:1])  # every column has a value
+    estimator = clone(estimator).fit(x)
+    # Both forms are held against the estimator's own answers in there.
+    manifest = export.export(estimator, tmp_path / "bundle", x=x_test[:100])
+    assert manifest["parity"]["max_relative_difference"] <= 1e-5
+    saved = tf.saved_model.load(str(tmp_path / "bundle" / "saved_model"))
+    parts = estimator.deployed_parts()
+    assert [part["name"] for part in manifest["parts"]] == [part.name for part in parts]
+    inputs, expected = x_test[100:], None
+    for part, files in zip(parts, manifest["parts"], strict=True):
+        if part.input_name == "z":
+            inputs = np.rint(expected) if isinstance(estimator, tasks.Codec) else expected
+        expected = part.answer(inputs)
+        # In units of columns where the answer is in the data's; these don't compare.
+        center, scale = (estimator.center_, estimator.scale_) if isinstance(estimator, tasks.Imputer) else (0, 1)
+        reference = (expected - center) / scale
+        assert reference.std() > 0
+        session = onnxruntime.InferenceSession(tmp_path / "bundle" / files["onnx"]["file"])
+        for num_examples in (1, len(inputs)):  # other rows, and other numbers of them, than the files were checked with
+            given = inputs[:num_examples].astype("float32")
+            answers = {
+                "onnx": session.run([part.output_name], {part.input_name: given})[0],
+                "saved_model": saved.signatures[part.name](**{part.input_name: tf.constant(given)})[part.output_name],
+            }
+            for form, answer in answers.items():
+                difference = np.abs((np.asarray(answer) - center) / scale - reference[:num_examples]).max()
+                assert difference <= 1e-4 * np.abs(reference).max(), (part.name, form)

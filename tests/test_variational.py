@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from kerasae import builders
-from kerasae.models import VariationalAutoencoder
+from kerasae.models import BetaAnnealing, VariationalAutoencoder
 
 NUM_FEATURES, LATENT_DIM, VARIANCE = 5, 2, 0.3
 
@@ -229,3 +229,49 @@ def test_a_variance_of_another_size_is_refused():
     encoder = keras.Model(x, [keras.layers.Dense(2)(x), keras.layers.Dense(3)(x)])
     with pytest.raises(ValueError, match=r"must have the first one's shape \(2,\), or \(1,\).*Received: \(3,\)"):
         VariationalAutoencoder(encoder, builders.variational(4, 2).decoder)
+
+
+def test_beta_annealing_weighs_the_kl_term_epoch_by_epoch():
+    x = LinearGaussian(np.random.default_rng(0)).x
+    model = builders.variational(NUM_FEATURES, LATENT_DIM, (), likelihood="gaussian", beta=2.0, seed=0)
+    model.compile("adam")
+    logs = model.fit(x, epochs=5, verbose=0, callbacks=[BetaAnnealing(4, start_beta=0.5)]).history
+    weights = (np.array(logs["loss"]) - logs["reconstruction_loss"]) / logs["kl_loss"]
+    np.testing.assert_allclose(weights, [0.5, 0.875, 1.25, 1.625, 2.0], rtol=1e-4)
+    # Afterwards it is as a model that was never annealed.
+    assert float(model.current_beta) == 2.0
+    logs = model.evaluate(x, verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(logs["reconstruction_loss"] + 2.0 * logs["kl_loss"], rel=1e-5)
+
+
+def test_beta_annealing_keeps_latents_from_collapsing(digits):
+    active = []
+    for callbacks in ([], [BetaAnnealing(20)]):
+        keras.utils.set_random_seed(0)
+        model = builders.variational((8, 8, 1), 16, (32,), seed=0)
+        model.compile(keras.optimizers.Adam(3e-3))
+        model.fit(digits[0], epochs=30, batch_size=64, verbose=0, callbacks=callbacks)
+        active.append(model.active_units(digits[1]))
+    assert active[1] > active[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs.*0"),
+        ({"epochs": 2, "start_beta": -1.0}, "start_beta"),
+        ({"epochs": 2, "start_beta": 1.5}, "at most the model's beta, 1.0"),
+    ],
+)
+def test_bad_beta_annealing(options, message):
+    model = builders.variational(NUM_FEATURES, LATENT_DIM, (), likelihood="gaussian")
+    model.compile("adam")
+    with pytest.raises(ValueError, match=message):
+        model.fit(np.zeros((8, NUM_FEATURES), "float32"), verbose=0, callbacks=[BetaAnnealing(**options)])
+
+
+def test_beta_annealing_is_for_variational_models():
+    model = builders.undercomplete(NUM_FEATURES, LATENT_DIM, ())
+    model.compile("adam")
+    with pytest.raises(ValueError, match="VariationalAutoencoder"):
+        model.fit(np.zeros((8, NUM_FEATURES), "float32"), verbose=0, callbacks=[BetaAnnealing(2)])

@@ -11,10 +11,11 @@ from kerasae.models.pretraining import (
     pretrain_rbms,
 )
 from kerasae.models.sparse import KAnnealing, KSparseAutoencoder, SparseAutoencoder
-from kerasae.models.variational import VariationalAutoencoder
+from kerasae.models.variational import BetaAnnealing, VariationalAutoencoder
 
 __all__ = [
     "Autoencoder",
+    "BetaAnnealing",
     "ContractiveAutoencoder",
     "DenoisingAutoencoder",
     "KAnnealing",

@@ -138,7 +138,7 @@ def carried_out(model, jit_compile, steps_at_once, arguments):
         yield arguments
         return
     functions = model.__dict__.setdefault("_planned_functions", {})
-    before = model.train_function, model.test_function, model.steps_per_execution
+    model.__dict__["_functions_before"] = model.train_function, model.test_function, model.steps_per_execution
     model.steps_per_execution = steps_at_once
     model.train_function, model.test_function = functions.get((jit_compile, steps_at_once), (None, None))
     if jit_compile:
@@ -151,6 +151,7 @@ def carried_out(model, jit_compile, steps_at_once, arguments):
     finally:
         train_function = (function, None) if jit_compile else model.train_function
         functions[jit_compile, steps_at_once] = train_function, model.test_function
+        before = model.__dict__.pop("_functions_before")
         model.train_function, model.test_function, model.steps_per_execution = before
 
 
@@ -191,11 +192,27 @@ def _by_index(arguments):
     return {**kept, "x": dataset, "shuffle": False}, tuple(map(tf.convert_to_tensor, arrays))
 
 
+def trace_anew(model):
+    """For what changes a model so that its training steps have to be traced again; also while `fit` begins."""
+    function = getattr(model.train_function, "func", None)
+    model.__dict__.pop("_planned_functions", None)
+    if "_functions_before" in model.__dict__:
+        model.__dict__["_functions_before"] = (None, *model.__dict__["_functions_before"][1:])
+    if isinstance(function, _CompiledSteps):
+        function.trace_anew()
+    else:
+        model.train_function = None
+
+
 class _CompiledSteps:
     """What Keras calls with an iterator of batches: so many steps as one function of XLA, whose state stays in place meanwhile."""
 
     def __init__(self, model, steps_at_once):
-        self.steps_at_once = steps_at_once
+        self.model, self.steps_at_once = model, steps_at_once
+        self.trace_anew()
+
+    def trace_anew(self):
+        model = self.model
         self.one_step = tf.function(model.train_step, jit_compile=True, reduce_retracing=True)
 
         @tf.function(jit_compile=True)

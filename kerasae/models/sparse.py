@@ -8,6 +8,7 @@ from keras import ops
 
 from kerasae import checks, losses
 from kerasae.layers import KSparse
+from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
 
 PENALTIES = ("kl", "absolute", "squared", "l1")
@@ -90,7 +91,7 @@ class KAnnealing(keras.callbacks.Callback):
             )
         if layer.max_k < self.start_k:
             layer.max_k = self.start_k
-            model.train_function = None  # it was traced for a smaller k
+            execution.trace_anew(model)  # its steps were traced for a smaller k
 
     def k_at(self, epoch):
         """k in an epoch, counted from 0."""

@@ -75,6 +75,8 @@ class VariationalAutoencoder(Autoencoder):
                 f"`variance` belongs to the Gaussian likelihood; a Bernoulli has none. Received: {variance!r}"
             )
         self.beta = checks.real_number(beta, "beta", minimum=0)
+        # What training weighs the KL term with: beta, but for `BetaAnnealing`. No weight of the model: files don't hold it.
+        self.current_beta = tf.Variable(self.beta, trainable=False, dtype="float32", name="current_beta")
         loss = "binary_crossentropy" if likelihood == "bernoulli" else "squared_error"
         super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
         z_mean, z_log_var = (output.shape[1:] for output in encoder.outputs)
@@ -92,7 +94,7 @@ class VariationalAutoencoder(Autoencoder):
 
     @property
     def term_weights(self):
-        return {"kl_loss": self.beta}
+        return {"kl_loss": self.current_beta}
 
     def forward(self, x, training, sample=True):
         z_mean, z_log_var = self.encoder(x, training=training)
@@ -251,6 +253,47 @@ class VariationalAutoencoder(Autoencoder):
         config = super().get_config()
         del config["loss"]
         return {**config, "likelihood": self.likelihood, "variance": self.variance, "beta": self.beta}
+
+
+class BetaAnnealing(keras.callbacks.Callback):
+    """Raises the weight of a `VariationalAutoencoder`'s KL term in a straight line from `start_beta` to the model's own beta, epoch by epoch.
+
+    Latents learn to carry information before they are charged for it, so that fewer collapse to the prior. Until `epochs` are over, the
+    logged `loss` is of the smaller beta; afterwards, and when training ends, it is of the model's own.
+
+    Args:
+        epochs: number of epochs until the model's own beta is reached; from then on it stays.
+        start_beta: weight in the first epoch, at least 0 and at most the model's. Default 0.
+
+    Raises:
+        ValueError: where the model is no `VariationalAutoencoder`, or `start_beta` above its beta.
+
+    Reference:
+        Bowman et al. 2016, "Generating Sentences from a Continuous Space", section 3.1; Sonderby et al. 2016, "Ladder Variational
+        Autoencoders", section 2.3.
+    """
+
+    def __init__(self, epochs, start_beta=0.0):
+        super().__init__()
+        self.epochs = checks.positive_int(epochs, "epochs")
+        self.start_beta = checks.real_number(start_beta, "start_beta", minimum=0)
+
+    def set_model(self, model):
+        super().set_model(model)
+        if not isinstance(model, VariationalAutoencoder):
+            raise ValueError(f"BetaAnnealing needs a VariationalAutoencoder. Received: {model!r}")
+        if self.start_beta > model.beta:
+            raise ValueError(f"`start_beta` must be at most the model's beta, {model.beta}. Received: {self.start_beta}")
+
+    def beta_at(self, epoch):
+        """Weight of the KL term in an epoch, counted from 0."""
+        return self.start_beta + (self.model.beta - self.start_beta) * min(1.0, epoch / self.epochs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.current_beta.assign(self.beta_at(epoch))
+
+    def on_train_end(self, logs=None):
+        self.model.current_beta.assign(self.model.beta)
 
 
 def _draw(z_mean, z_log_var, samples, seed):

@@ -17,21 +17,27 @@ _FALSE_ALARMS = 0.05
 _ROWS_AT_ONCE = 256
 # Far beyond any data, where a square still fits into float32.
 _FARTHEST = 1e6
+# Bandwidths by default: how many, the largest, and bounds of the smallest, which the distance of this neighbour gives.
+_NUM_BANDWIDTHS, _LARGEST_BANDWIDTH, _SMALLEST_BANDWIDTHS, _NEIGHBOUR = 5, 4.0, (0.01, 0.5), 5
 
 
 class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
     """Finds anomalies by their distance from what autoencoders can reconstruct.
 
-    An autoencoder `x -> g(f(x))` is fitted, and it reconstructs R of the training examples: `r_i = g(f(x_i))`, points of the surface that
-    it has learned. The free energy of an example's distances from these points,
+    Autoencoders `x -> g(f(x))` are fitted, and R of the training examples are reconstructed: r_i is the mean of their reconstructions of
+    `x_i`, a point of the surface that they have learned. The free energy of an example's distances from these points,
 
         F_s(x) = -s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2)),
 
     is up to a constant `-s^2 ln p(x)` under the decoder's density `1/R sum_i N(x; g(z_i), s^2 I)` with the training examples' own codes z_i
-    for a prior. For a small bandwidth s it is half the squared distance from the nearest reconstruction (local anomalies); for a large one
-    half the mean squared distance from all of them (global ones), which a cluster of anomalies in the training data can't hide from. The
-    score is -F_s(x), averaged over the bandwidths and over an ensemble of autoencoders, each with weights, training examples and
-    reconstructed examples of its own. Higher is more normal.
+    for a prior. `d_s(x) = sqrt(2 F_s(x))` is a distance: for a small bandwidth s from the nearest reconstruction (local anomalies), for a
+    large one the root mean square of the distances from all of them (global ones, which a cluster of anomalies in the training data
+    can't hide). In units of its mean over the training examples, each without its own reconstruction, the distances of all bandwidths
+    compare, and the score is minus the largest of them,
+
+        -max_s d_s(x) / mean_i d_s(x_i),
+
+    so that what is odd at any scale is odd. Higher is more normal; what lies as far off as training examples do on average has about -1.
 
     Distances need comparable features. A table's columns are standardised. An image is blurred, so that strokes and edges a pixel aside
     are near, and its contrast normalised to mean 0 and root mean square 1, so that little ink is not little error. The same defaults serve
@@ -48,8 +54,10 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         scaling: as there, or `"auto"` (default): `"standard"` for tables, `"range"` for images.
         blur: standard deviation of the Gaussian blur of images, in pixels, at least 0. Default: 1/28 of the height.
         contrast: whether the contrast of images is normalised.
-        bandwidths: s, above 0, in the units of scaled features. Default (0.5, 1, 2).
-        n_references: R, at least 1; at most as many as there are rows. Default 4000.
+        bandwidths: s, above 0, in the units of scaled features, one or several; or `"auto"` (default): five in geometric progression up to
+            4, from the median distance of the training examples' fifth neighbours over the root of the number of features, or from 0.01
+            or 0.5 if it lies below or above these.
+        n_references: R, at least 1; at most as many as there are rows. Default: 20,000 for tables, 4,000 for images.
         max_samples: rows an epoch of each autoencoder, drawn at random once; fewer rows are repeated, so that training is as long on small
             tables. Default 6400.
         epochs: passes over `max_samples` rows. Default 20, or 1,000 steps of 128 rows.
@@ -61,6 +69,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
     Attributes:
         estimators_: the fitted kerasae models, of prepared examples.
         scorer_: Keras model from scaled examples to scores.
+        bandwidths_: list of the bandwidths.
         offset_: score below which an example is an anomaly.
 
     Raises:
@@ -94,8 +103,8 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         scaling="auto",
         blur=None,
         contrast=True,
-        bandwidths=(0.5, 1.0, 2.0),
-        n_references=4000,
+        bandwidths="auto",
+        n_references=None,
         max_samples=6400,
         epochs=20,
         batch_size=128,
@@ -145,7 +154,11 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             n_estimators = 2 if is_table else 1
         n_estimators = checks.positive_int(n_estimators, "n_estimators")
         max_samples = checks.positive_int(self.max_samples, "max_samples")
-        n_references = min(checks.positive_int(self.n_references, "n_references"), len(X), max_samples)
+        n_references = self.n_references
+        if n_references is None:
+            n_references = 20_000 if is_table else 4000
+        n_references = min(checks.positive_int(n_references, "n_references"), len(X))
+        bandwidths = self._bandwidths()
         contamination = self.contamination
         if not (isinstance(contamination, str) and contamination == "auto"):
             contamination = checks.real_number(contamination, "contamination", minimum=0, maximum=0.5, exclusive=True)
@@ -154,32 +167,32 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         preparation = self._preparation()
         rng = np.random.default_rng(self._seed())
         member = self._with_defaults(is_table)
-        self.estimators_, references = [], []
-        # Which of an autoencoder's references is an example's own; -1 for none.
-        own = np.full((len(x), n_estimators), -1, "int32")
-        for i in range(n_estimators):
-            order = rng.permutation(len(x))
-            distinct = order[:max_samples]
-            prepared = x[distinct] if preparation is None else run(preparation, x[distinct])
+
+        def prepared(rows):
+            return x[rows] if preparation is None else run(preparation, x[rows])
+
+        known = prepared(rng.permutation(len(x))[:n_references])
+        self.estimators_, references = [], 0.0
+        for _ in range(n_estimators):
+            distinct = prepared(rng.permutation(len(x))[:max_samples])
             rows = np.arange(max_samples) % len(distinct)
-            model = member._fit_model(prepared[rows], seed=int(rng.integers(np.iinfo(np.int32).max)))
-            reconstruction = model.reconstruction_of(
-                run(model.decoder, model.code_of(run(model.encoder, prepared[:n_references])))
-            )
+            model = member._fit_model(distinct[rows], seed=int(rng.integers(np.iinfo(np.int32).max)))
+            reconstruction = model.reconstruction_of(run(model.decoder, model.code_of(run(model.encoder, known))))
             self.estimators_.append(model)
-            own[distinct[:n_references], i] = np.arange(n_references)
-            references.append(reconstruction.reshape(n_references, -1))
-        self.scorer_, as_new = self._scoring_networks(preparation, np.stack(references))
+            references += reconstruction.reshape(n_references, -1) / n_estimators
+        layer, as_new = fitted_distance(known.reshape(n_references, -1), references, bandwidths)
+        self.bandwidths_ = list(layer.bandwidths)
+        scaled = keras.Input(self.input_shape_, name="scaled")
+        flat = scaled if preparation is None else keras.layers.Flatten()(preparation(scaled))
+        self.scorer_ = keras.Model(scaled, -layer(flat), name="scorer")
         if contamination == "auto":
-            starts = range(0, len(x), _ROWS_AT_ONCE)
-            scores = [as_new([part[i : i + _ROWS_AT_ONCE] for part in (x, own)]).numpy() for i in starts]
-            self.offset_ = float(np.quantile(np.concatenate(scores), _FALSE_ALARMS))
+            self.offset_ = float(np.quantile(-as_new, _FALSE_ALARMS))
         else:
             self.offset_ = float(np.quantile(run(self.scorer_, x), contamination))
         return self
 
     def score_samples(self, X):
-        """Scores, `(n,)`: minus the free energy, in squared units of scaled features; higher is more normal."""
+        """Scores, `(n,)`: minus the largest relative distance; higher is more normal."""
         check_is_fitted(self)
         return run(self.scorer_, self._scale(self._validate(X))).astype("float64")
 
@@ -205,7 +218,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
                 "from examples to scores",
                 keras.Model(x, self.scorer_(scaled)),
                 "score",
-                "minus the free energy of the distances from reconstructions; higher is more normal",
+                "minus the largest relative distance from reconstructions; higher is more normal",
                 self.score_samples,
             )
         ]
@@ -243,67 +256,103 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             prepared = ContrastNormalization(name="contrast")(prepared)
         return keras.Model(x, prepared, name="preparation")
 
-    def _scoring_networks(self, preparation, references):
-        """`(scorer, as_new)`: from scaled examples to scores; and from them and their own references' numbers to scores without these."""
+    def _bandwidths(self):
+        """The bandwidths, checked; None where they are to be chosen."""
         bandwidths = self.bandwidths
+        if isinstance(bandwidths, str):
+            checks.choice(bandwidths, "bandwidths", ("auto",))
+            return None
         if isinstance(bandwidths, numbers.Real):
             bandwidths = (bandwidths,)
         bandwidths = [checks.real_number(s, "bandwidths", minimum=0, exclusive=True) for s in bandwidths]
         if not bandwidths:
             raise ValueError("`bandwidths` must hold at least one number above 0. Received none.")
-        x = keras.Input(self.input_shape_, name="scaled")
-        prepared = x if preparation is None else keras.layers.Flatten()(preparation(x))
-        energy = FreeEnergy(references.shape, bandwidths, name="free_energy")
-        energy.references.assign(references)
-        own = keras.Input((len(references),), dtype="int32", name="own")
-        return keras.Model(x, -energy(prepared), name="scorer"), keras.Model([x, own], -energy(prepared, own))
+        return bandwidths
+
+
+def fitted_distance(x, references, bandwidths=None):
+    """A layer of relative distances, and these of the examples that it was fitted to.
+
+    Args:
+        x: float32 examples, `(R, features)`.
+        references: what stands for each of them, of the same shape.
+        bandwidths: list of s. Default: chosen.
+
+    Returns:
+        `(layer, distances)`, a `RelativeDistance` and, of shape `(R,)`, what it gives for x, each without its own reference.
+    """
+    own = np.arange(len(x), dtype="int32")
+    starts = range(0, len(x), _ROWS_AT_ONCE)
+    if bandwidths is None:
+        # A thousand rows, at random as they come, tell the median.
+        squares = np.concatenate(
+            [_squares(x[i : i + 250], references, own[i : i + 250]) for i in range(0, min(len(x), 1000), 250)]
+        )
+        rank = min(_NEIGHBOUR, max(len(x) - 1, 1)) - 1
+        neighbour = np.median(np.partition(squares, rank, axis=1)[:, rank])
+        smallest = np.clip(np.sqrt(neighbour / x.shape[1]), *_SMALLEST_BANDWIDTHS)
+        bandwidths = [float(s) for s in np.geomspace(smallest, _LARGEST_BANDWIDTH, _NUM_BANDWIDTHS)]
+    layer = RelativeDistance(references.shape, bandwidths, name="relative_distance")
+    layer.references.assign(references)
+    distances = [layer.distances(*(part[i : i + _ROWS_AT_ONCE] for part in (x, own))).numpy() for i in starts]
+    distances = np.concatenate(distances)
+    # Where all examples are one, nothing is a unit, and 1 is as good as any.
+    means = distances.mean(axis=0)
+    layer.units.assign(np.where(means > 1e-6, means, 1.0))
+    return layer, (distances / layer.units.numpy()).max(axis=1)
 
 
 @keras.saving.register_keras_serializable("kerasae")
-class FreeEnergy(keras.layers.Layer):
-    """`-s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2))`, averaged over sets of references and over bandwidths s.
+class RelativeDistance(keras.layers.Layer):
+    """`max_s d_s(x) / u_s`, with `d_s(x)^2 = -2 s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2))`; references r_i and units u_s are weights.
 
     Args:
-        shape: of the weight `references`: (sets, R, features).
-        bandwidths: list of s, above 0.
+        shape: of the weight `references`: (R, features).
+        bandwidths: list of s, above 0; one unit each.
 
     Returns:
-        Shape `(batch,)` for x of shape `(batch, features)`. With `own`, integers of shape `(batch, sets)`, without the reference of that
-        number in each set.
+        Shape `(batch,)` for x of shape `(batch, features)`.
     """
 
     def __init__(self, shape, bandwidths, **kwargs):
         super().__init__(**kwargs)
         self.shape, self.bandwidths = checks.positive_ints(shape, "shape"), list(bandwidths)
         self.references = self.add_weight(shape=self.shape, trainable=False, initializer="zeros", name="references")
+        self.units = self.add_weight(shape=(len(self.bandwidths),), trainable=False, initializer="ones", name="units")
         self.built = True
 
-    def call(self, x, own=None):
-        sets, num_references, features = self.shape
-        x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
-        references = ops.reshape(self.references, (sets * num_references, features))
-        # ||x - r||^2 = ||x||^2 - 2 x r + ||r||^2: one product. Rounding can make it negative.
-        products = ops.matmul(x, ops.transpose(references))
-        squares = ops.sum(ops.square(x), axis=1, keepdims=True) + ops.sum(ops.square(references), axis=1)
-        # (batch, sets * R) -> (batch, sets, R)
-        distances = ops.reshape(ops.maximum(squares - 2.0 * products, 0.0), (-1, sets, num_references))
-        if own is not None and num_references > 1:
-            is_own = ops.expand_dims(own, 2) == ops.arange(num_references, dtype="int32")
-            distances = ops.where(is_own, 4.0 * features * _FARTHEST**2, distances)
-        nearest = ops.min(distances, axis=2, keepdims=True)
-        # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance.
-        further = distances - nearest
-        energy = 0.5 * nearest[:, :, 0]
-        for s in self.bandwidths:
-            mean = ops.mean(ops.exp(-further / (2.0 * s * s)), axis=2)
-            energy -= s * s / len(self.bandwidths) * ops.log(mean)
-        return ops.mean(energy, axis=1)
+    def call(self, x):
+        return ops.max(self.distances(x) / self.units, axis=1)
 
-    def compute_output_shape(self, x_shape, own_shape=None):
+    def distances(self, x, own=None):
+        """`d_s(x)`, `(batch, bandwidths)`; with `own`, integers `(batch,)`, without the references of these numbers."""
+        squares = _squares(x, self.references, own)
+        nearest = ops.min(squares, axis=1, keepdims=True)
+        # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance.
+        further = squares - nearest
+        means = [ops.mean(ops.exp(further * (-0.5 / s**2)), axis=1) for s in self.bandwidths]
+        squared = nearest - 2.0 * np.square(self.bandwidths).astype("float32") * ops.log(ops.stack(means, axis=1))
+        return ops.sqrt(squared)
+
+    def compute_output_shape(self, x_shape):
         return x_shape[:1]
 
     def get_config(self):
         return {**super().get_config(), "shape": self.shape, "bandwidths": self.bandwidths}
+
+
+def _squares(x, references, own=None):
+    """Squared distances, `(batch, R)`; that of the reference with the number `own` is beyond all others, unless there is no other."""
+    num_references, features = references.shape
+    x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
+    # ||x - r||^2 = ||x||^2 - 2 x r + ||r||^2: one product. Rounding can make it negative.
+    products = ops.matmul(x, ops.transpose(references))
+    squares = ops.sum(ops.square(x), axis=1, keepdims=True) + ops.sum(ops.square(references), axis=1)
+    squares = ops.maximum(squares - 2.0 * products, 0.0)
+    if own is not None and num_references > 1:
+        is_own = ops.expand_dims(own, 1) == ops.arange(num_references, dtype="int32")
+        squares = ops.where(is_own, 4.0 * features * _FARTHEST**2, squares)
+    return squares
 
 
 @keras.saving.register_keras_serializable("kerasae")

@@ -93,6 +93,8 @@ class AutoencoderEstimator(BaseEstimator):
 
     # What a family is built with where `model_options` says nothing else. A table has no natural unit: how far p(x|z) spreads is learned.
     _family_options: ClassVar = {"variational": {"likelihood": "gaussian", "variance": "learned"}}
+    # Whether the learning rate falls to 0 along a cosine.
+    _rate_falls: ClassVar = False
 
     def __init__(
         self,
@@ -297,11 +299,14 @@ class AutoencoderEstimator(BaseEstimator):
                 keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience, restore_best_weights=True)
             )
         own = self.model if isinstance(self.model, Autoencoder) and self.model.compiled else None
-        if own is None:
-            model.compile(optimizer=keras.optimizers.Adam(learning_rate))
-        else:
-            model.compile_from_config(own.get_compile_config())
         steps = -(-len(arrays[0]) // batch_size)
+        if own is not None:
+            model.compile_from_config(own.get_compile_config())
+        elif self._rate_falls:
+            schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+            model.compile(optimizer=keras.optimizers.Adam(schedule))
+        else:
+            model.compile(optimizer=keras.optimizers.Adam(learning_rate))
         history = model.fit(
             shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt),
             epochs=epochs,

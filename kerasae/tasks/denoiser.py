@@ -15,7 +15,8 @@ from kerasae.tasks.base import AutoencoderTransformer, DeployedPart, run
 # Up to noise as strong as the image's whole range, and up to most pixels lost: one model for all that still shows something.
 _DEFAULT_STRENGTH = {"gaussian": (0.0, 0.6), "masking": (0.0, 0.7), "salt_and_pepper": (0.0, 0.5)}
 
-_JOINING_UNITS = 32
+# Filters, and their width, of the convolution that sees rebuilt and noisy image.
+_JOINING_UNITS, _JOINING_WIDTH = 32, 5
 
 
 class Denoiser(AutoencoderTransformer):
@@ -27,9 +28,11 @@ class Denoiser(AutoencoderTransformer):
     - `"masking"`: every pixel and channel 0 with probability s;
     - `"salt_and_pepper"`: every pixel and channel 0 or 1, each with probability s / 2.
 
-    The decoder sees the noisy image beside the code (`shortcut`), and two convolutions join what it makes of both: the code tells what kind
-    of image it is, the pixels what the code can't hold. By default s is drawn anew for every image of every epoch, uniformly from a range:
-    the denoiser is blind, and needs not be told how strong the noise is. T acts in training only.
+    The decoder sees the noisy image y beside the code (`shortcut`). It rebuilds an image c from the code, and two convolutions that see
+    both say of each pixel how far to trust the noisy one, w in (0, 1), and what to add: `c + w (y - c) + r`. The code tells what kind of
+    image it is, the pixels what the code can't hold; weak noise needs little more than y, strong noise little more than c. By default s is
+    drawn anew for every image of every epoch, uniformly from a range: the denoiser is blind, and needs not be told how strong the noise
+    is. T acts in training only.
 
     Args:
         model: `"denoising"` (default), any other family, or a kerasae model of your own.
@@ -41,7 +44,7 @@ class Denoiser(AutoencoderTransformer):
         clip: whether noisy images are clipped to the images' range, as a camera's are. Default True.
         latent_dim: size of the code. Default 256; it may exceed the number of pixels.
         hidden_units, network, model_options, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in
-            `AutoencoderEstimator`. Default network: `"dense"` with one hidden layer of 512.
+            `AutoencoderEstimator`; the rate falls to 0 along a cosine. Default network: `"dense"` with one hidden layer of 512.
 
     Attributes:
         model_: the fitted kerasae model, of images scaled to [0, 1].
@@ -61,6 +64,7 @@ class Denoiser(AutoencoderTransformer):
 
     # The model is given pairs: it corrupts nothing itself.
     _family_options: ClassVar = {**AutoencoderTransformer._family_options, "denoising": {"corruption": None}}
+    _rate_falls: ClassVar = True
 
     def __init__(
         self,
@@ -237,14 +241,19 @@ def _with_shortcut(model, seed):
     # Images have a channel axis from here on, and rows of a table are pixels without neighbours.
     is_image = len(shape) > 1
     layout = shape if len(shape) == 3 else (*shape, 1)
-    images = [keras.layers.Reshape(layout)(image) for image in (coarse, z[:, latent_dim:])]
-    hidden = keras.layers.Concatenate()(images)
-    for units, activation in ((_JOINING_UNITS, "relu"), (layout[-1], None)):
-        if is_image:
-            hidden = keras.layers.Conv2D(units, 3, padding="same", activation=activation)(hidden)
-        else:
-            hidden = keras.layers.Dense(units, activation)(hidden)
-    joined = keras.layers.Reshape(shape)(keras.layers.Add()([images[0], hidden]))
+    rebuilt, noisy = (keras.layers.Reshape(layout)(image) for image in (coarse, z[:, latent_dim:]))
+    channels = layout[-1]
+
+    def layer(units, width):
+        return keras.layers.Conv2D(units, width, padding="same") if is_image else keras.layers.Dense(units)
+
+    # How strong the noise is shows in the whole image, which the code knows, and not in a few pixels.
+    strength = keras.layers.Dense(_JOINING_UNITS, use_bias=False)(z[:, :latent_dim])
+    strength = keras.layers.Reshape((1,) * (len(layout) - 1) + (_JOINING_UNITS,))(strength)
+    hidden = layer(_JOINING_UNITS, _JOINING_WIDTH)(keras.layers.Concatenate()([rebuilt, noisy]))
+    hidden = layer(2 * channels, 3)(keras.ops.relu(hidden + strength))
+    trust = keras.ops.sigmoid(hidden[..., :channels])
+    joined = keras.layers.Reshape(shape)(rebuilt + trust * (noisy - rebuilt) + hidden[..., channels:])
     activation = "sigmoid" if model.needs_unit_interval else "linear"
     reconstruction = keras.layers.Activation(activation, dtype="float32", name="reconstruction")(joined)
     decoder = keras.Model(z, reconstruction, name="decoder")

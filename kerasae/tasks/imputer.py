@@ -1,6 +1,7 @@
 """Imputation of missing values."""
 
 import math
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -42,8 +43,9 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         n_importance_samples: K, at least 1. Default 20.
         n_samples: S, at least 1. Default 500.
         corruption_rate: probability, in [0, 1), that an observed entry is hidden from the encoder in a step of training. It stays in the
-            bound, which holds for any q. Not in the paper; keeps small tables from being learned by heart. Default 0.2.
-        scaling, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in `AutoencoderEstimator`.
+            bound, which holds for any q. Not in the paper; for rows that will have far more gaps than those of `fit`. Default 0.
+        scaling, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in `AutoencoderEstimator`; the
+            rate falls to 0 along a cosine.
 
     Attributes:
         model_: the fitted `IncompleteDataAutoencoder`, of scaled rows.
@@ -70,6 +72,8 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         scrambled Sobol sequence instead of independent draws.
     """
 
+    _rate_falls: ClassVar = True
+
     def __init__(
         self,
         *,
@@ -78,7 +82,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         activation="tanh",
         n_importance_samples=20,
         n_samples=500,
-        corruption_rate=0.2,
+        corruption_rate=0.0,
         scaling="standard",
         epochs=300,
         batch_size=64,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
@@ -29,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 import kerasae
 from kerasae.tasks import AnomalyDetector
-from kerasae.tasks.anomaly import FreeEnergy
+from kerasae.tasks.anomaly import fitted_distance
 from kerasae.tasks.base import run
 
 RESULTS = Path(__file__).parent / "results" / "anomaly.md"
@@ -46,12 +47,9 @@ def neighbour_distance(x, x_test, k=5):
     return nearest.kneighbors(None if x_test is x else x_test)[0][:, -1]
 
 
-def free_energy_of_rows(x, x_test, detector, seed):
-    references = x[np.random.default_rng(seed).permutation(len(x))[: detector.n_references]]
-    layer = FreeEnergy((1, *references.shape), detector.bandwidths)
-    layer.references.assign(references[None])
-    starts = range(0, len(x_test), 256)
-    return np.concatenate([layer(x_test[i : i + 256].astype("float32")) for i in starts])
+def distance_of_rows(x, x_test):
+    layer, _ = fitted_distance(x.astype("float32"), x.astype("float32"))
+    return run(keras.Sequential([keras.Input(x.shape[1:]), layer]), x_test)
 
 
 def table_scores(x, x_test, seed):
@@ -65,7 +63,7 @@ def table_scores(x, x_test, seed):
     z_test = z if x_test is x else scaler.transform(x_test[:, varying])
     scores["PCA"] = pca_error(z, z_test, 0.9)
     scores["k-NN"] = neighbour_distance(z, z_test)
-    scores["rows"] = free_energy_of_rows(z, z_test, detector, seed)
+    scores["rows"] = distance_of_rows(z, z_test)
     return scores
 
 

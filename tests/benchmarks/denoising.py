@@ -3,10 +3,13 @@
 One `kerasae.tasks.Denoiser` for each kind of noise, trained on clean images with noise of all strengths (it is never told how strong
 the noise of an image is), against filters of scikit-image whose parameters are chosen for each data set, kind and strength of noise, by
 PSNR on training images: the filters know the noise, the denoiser does not.
+
+What is finished is kept in `results/denoising.json`, and a run with the same options goes on from there.
 """
 
 import argparse
 import itertools
+import json
 import os
 import time
 
@@ -77,7 +80,10 @@ def main():
     parser.add_argument("--images", type=int, default=1000, help="how many test images, the first ones")
     parser.add_argument("--training-images", type=int, default=60_000, help="how many, the first ones")
     options = parser.parse_args()
-    rows, chosen = [], []
+    # Rows, and chosen parameters, by data set and kind of noise, of the last run with these options.
+    path = tables.RESULTS / "denoising.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    done = kept["done"] if kept.get("options") == vars(options) else {}
     protocol = (
         f"PSNR in dB / SSIM (7 x 7 windows), mean over the first {options.images} test images in [0, 1]; every answer is clipped to that. "
         f"Gaussian noise is clipped to [0, 1]; noise of the test images has the seed {TEST_SEED}. The denoiser is one model a data set and "
@@ -85,36 +91,50 @@ def main():
         f"random_state={options.seed})` on {options.training_images:,} training images. The filters' parameters are "
         f"chosen for each row on {NUM_CHOOSING} training images (noise of the seed {CHOOSING_SEED})."
     )
-    for dataset in DATASETS:
-        x, x_test = kerasae.data.load(dataset)
-        x_test, x_choosing = x_test[: options.images], x[:NUM_CHOOSING]
-        for corruption, strengths in STRENGTHS.items():
-            start = time.perf_counter()
-            denoiser = Denoiser(
-                corruption=corruption, epochs=options.epochs, batch_size=256, random_state=options.seed, verbose=2
-            )
-            denoiser.fit(x[: options.training_images])
-            print(f"{dataset}, {corruption}: trained in {time.perf_counter() - start:.0f} s", flush=True)
-            for strength in strengths:
-                noisy_choosing = corrupt(x_choosing, corruption, strength, CHOOSING_SEED)
-                noisy = corrupt(x_test, corruption, strength, TEST_SEED)
-                answers = {"nothing": noisy, "Denoiser": denoiser.denoise(noisy)}
-                for name, (filtering, grid) in FILTERS.items():
-                    best = max(grid, key=lambda p: metrics.psnr(x_choosing, apply(filtering, noisy_choosing, p)))
-                    chosen.append(f"{dataset}, {corruption} {strength:g}, {name}: {best}")
-                    answers[name] = apply(filtering, noisy, best)
-                cells = ["{:.2f} / {:.3f}".format(*quality(x_test, answer)) for answer in answers.values()]
-                rows.append([dataset, f"{corruption} {strength:g}", *cells])
-                print(rows[-1], flush=True)
+    for dataset, corruption in itertools.product(DATASETS, STRENGTHS):
+        key = f"{dataset}, {corruption}"
+        if key not in done:
+            done[key] = measured(dataset, corruption, options)
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"options": vars(options), "done": done}, indent=1) + "\n")
+            os.replace(temporary, path)
+        parts = done.values()
+        header = ["data", "noise", "nothing", "Denoiser", *FILTERS]
         tables.write(
             "denoising",
             "Denoising",
             protocol,
             [
-                tables.table(["data", "noise", *answers], rows),
-                "Chosen parameters:\n\n" + "\n".join(f"- {line}" for line in chosen),
+                tables.table(header, [row for part in parts for row in part["rows"]]),
+                "Chosen parameters:\n\n" + "\n".join(f"- {line}" for part in parts for line in part["chosen"]),
             ],
         )
+
+
+def measured(dataset, corruption, options):
+    """`{"rows": the table's, one a strength, "chosen": lines}` of a data set and a kind of noise."""
+    x, x_test = kerasae.data.load(dataset)
+    x_test, x_choosing = x_test[: options.images], x[:NUM_CHOOSING]
+    start = time.perf_counter()
+    denoiser = Denoiser(
+        corruption=corruption, epochs=options.epochs, batch_size=256, random_state=options.seed, verbose=2
+    )
+    denoiser.fit(x[: options.training_images])
+    print(f"{dataset}, {corruption}: trained in {time.perf_counter() - start:.0f} s", flush=True)
+    rows, chosen = [], []
+    for strength in STRENGTHS[corruption]:
+        noisy_choosing = corrupt(x_choosing, corruption, strength, CHOOSING_SEED)
+        noisy = corrupt(x_test, corruption, strength, TEST_SEED)
+        answers = [noisy, denoiser.denoise(noisy)]
+        for name, (filtering, grid) in FILTERS.items():
+            best = max(grid, key=lambda p: metrics.psnr(x_choosing, apply(filtering, noisy_choosing, p)))
+            chosen.append(f"{dataset}, {corruption} {strength:g}, {name}: {best}")
+            answers.append(apply(filtering, noisy, best))
+        cells = ["{:.2f} / {:.3f}".format(*quality(x_test, answer)) for answer in answers]
+        rows.append([dataset, f"{corruption} {strength:g}", *cells])
+        print(rows[-1], flush=True)
+    return {"rows": rows, "chosen": chosen}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """What an epoch of `fit` costs, beside what people use otherwise: `python tests/benchmarks/training.py`.
 
-Same architecture, data, batch size and optimiser (Adam) on every side, each in a process of its own that waits its turn; the sides of a
-row take turns, an epoch each, so that whatever else the machine does slows all of them. A ratio is the median over the turns of a side's
-time by our own's (or the floor's) of the same turn; the spread is its quartiles.
+Same architecture, data, batch size and optimiser (Adam) on every side. The sides of a row take turns, an epoch each, so that whatever else
+the machine does slows all of them; each is a thread that waits meanwhile, all in one process, since a machine may take the memory of a
+process that waits. A ratio is the median over the turns of a side's time by our own's (or the floor's) of the same turn; the spread is its
+quartiles.
 
 - `fit`: ours, out of the box: `model.compile(optimizer="adam"); model.fit(x)`.
 - `keras`: the plain Keras model, with the `train_step` that people copy where the family needs one.
 - `torch`: a hand-written PyTorch loop, eager, fused Adam, batches indexed from one tensor.
 - `pythae`: its trainer's own epoch, for the families it has.
-- `floor`: the step's own matrix products (or convolutions), compiled alone.
+- `floor`: the step's own matrix products (or convolutions), compiled alone, each on arrays of its own as in the step.
 
 The peers come by `pip install 'kerasae[benchmark]'`; sides that aren't installed are left out. Data: MNIST where it is prepared
 (`TFDS_DATA_DIR`), random pixels otherwise.
@@ -19,9 +20,10 @@ import importlib.util
 import itertools
 import json
 import os
-import subprocess
+import queue
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -211,6 +213,7 @@ def side_torch(family, network, batch_size, x):
 
 
 def side_pythae(family, network, batch_size, x):
+    os.environ["TQDM_DISABLE"] = "1"  # its bars cost time and hide the table
     import torch
     from pythae.data.datasets import BaseDataset
     from pythae.models import AE, VAE, AEConfig, VAEConfig
@@ -270,10 +273,11 @@ def side_floor(family, network, batch_size, x):
 
     heads = 2 * LATENT_DIM if family == "variational" else LATENT_DIM
     rng = tf.random.Generator.from_seed(0)
-    inputs, kernels, layers = [], [], []
+    inputs, gradients, kernels, layers = [], [], [], []
 
     def dense(m, n):
         inputs.append(rng.normal((batch_size, m)))
+        gradients.append(rng.normal((batch_size, n)))
         kernels.append(tf.Variable(rng.normal((m, n)) * 0.05))
         layers.append(tf.matmul)
 
@@ -282,8 +286,10 @@ def side_floor(family, network, batch_size, x):
         kernels.append(tf.Variable(rng.normal(kernel) * 0.05))
         if transposed:
             shape = (batch_size, 2 * image[0], 2 * image[1], kernel[2])
+            gradients.append(rng.normal(shape))
             layers.append(lambda a, w: tf.nn.conv2d_transpose(a, w, shape, 2, "SAME"))
         else:
+            gradients.append(rng.normal((batch_size, image[0] // 2, image[1] // 2, kernel[3])))
             layers.append(lambda a, w: tf.nn.conv2d(a, w, 2, "SAME"))
 
     if network == "dense":
@@ -301,68 +307,74 @@ def side_floor(family, network, batch_size, x):
         conv((14, 14, narrow), (4, 4, 1, narrow), transposed=True)
 
     @tf.function(jit_compile=True)
-    def products(inputs):
+    def products(inputs, gradients):
         """Forward, and the two of the backward pass; of the first layer only the kernel's gradient is wanted."""
         results = []
-        for i, (a, w, layer) in enumerate(zip(inputs, kernels, layers, strict=True)):
+        for i, (a, w, layer, dy) in enumerate(zip(inputs, kernels, layers, gradients, strict=True)):
             with tf.GradientTape() as tape:
                 tape.watch(a)
                 y = layer(a, w)
-            results += [y, *tape.gradient(y, [w] if i == 0 else [w, a], output_gradients=y)]
+            results += [y, *tape.gradient(y, [w] if i == 0 else [w, a], output_gradients=dy)]
         return results
 
     while True:
         wait_for_turn()
         started = time.perf_counter()
         for _ in range(-(-len(x) // batch_size)):
-            results = products(inputs)
+            results = products(inputs, gradients)
         results[-1].numpy()
         report(time.perf_counter() - started)
 
 
 # -- Taking turns ------------------------------------------------------------------------------------------------------------------------
 
+_this = threading.local()
+
 
 def wait_for_turn():
-    if not sys.stdin.readline():
-        os._exit(0)
+    if not _this.side.turns.get():
+        sys.exit()  # this thread
 
 
 def report(seconds):
-    print(f"seconds {seconds}", file=_out, flush=True)
-
-
-_out = sys.stdout
+    _this.side.times.put(seconds)
 
 
 class Side:
-    """A side in a process of its own, which trains for an epoch whenever it is asked."""
+    """A side that trains for an epoch whenever it is asked."""
 
-    def __init__(self, side, family, network, batch_size, num_examples):
-        command = [sys.executable, __file__, "--side", side, family, network, str(batch_size), str(num_examples)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+    def __init__(self, side, *arguments):
+        self.turns, self.times = queue.Queue(), queue.Queue()
+        self.thread = threading.Thread(target=self._run, args=(globals()[f"side_{side}"], arguments), daemon=True)
+        self.thread.start()
         # The first epoch compiles, and warms up.
         self.epoch()
         self.epoch()
 
+    def _run(self, function, arguments):
+        _this.side = self
+        try:
+            function(*arguments)
+        except BaseException as error:
+            self.times.put(error)
+            raise
+
     def epoch(self):
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("seconds "):
-                return float(line.split()[1])
-        raise RuntimeError(f"{' '.join(self.process.args)} stopped: run it by hand to see why.")
+        self.turns.put(True)
+        seconds = self.times.get()
+        if isinstance(seconds, BaseException):
+            raise RuntimeError(f"{self.thread.name} stopped") from seconds
+        return seconds
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        self.turns.put(False)
+        self.thread.join()
 
 
 def measure(family, network, batch_size, num_examples, turns, sides):
     """`{side: seconds of each turn}`."""
-    running = {side: Side(side, family, network, batch_size, num_examples) for side in sides if offered(side, family)}
+    x = load(num_examples)
+    running = {side: Side(side, family, network, batch_size, x) for side in sides if offered(side, family)}
     try:
         times = {side: [] for side in running}
         for _ in range(turns):
@@ -384,7 +396,7 @@ def ratio(times, side, base):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--examples", type=int, default=12_800, help="in an epoch")
+    parser.add_argument("--examples", type=int, default=60_000, help="in an epoch")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--networks", nargs="+", choices=("dense", "conv"), default=("dense", "conv"))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=(128, 512))
@@ -394,12 +406,7 @@ def main():
         action="store_true",
         help=f"into {RESULTS.name}/training.md and .json, beside the rows of other runs there",
     )
-    parser.add_argument("--side", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side:
-        side, family, network, batch_size, num_examples = arguments.side
-        globals()[f"side_{side}"](family, network, int(batch_size), load(int(num_examples)))
-        return
     print("\n".join(HEAD), flush=True)
     rows = []
     for family in arguments.families:
@@ -421,14 +428,14 @@ def main():
 HEAD = [
     "Seconds of an epoch by those of the floor, and of the others by those of `fit`: medians (quartiles).",
     "",
-    "| family | network | batch | fit / floor | keras / fit | torch / fit | pythae / fit | ms a step of fit |",
-    "|---|---|---:|---|---|---|---|---:|",
+    "| family | network | batch | steps an epoch | fit / floor | keras / fit | torch / fit | pythae / fit | ms a step of fit |",
+    "|---|---|---:|---:|---|---|---|---|---:|",
 ]
 
 
 def line(key, measured):
     times = measured["seconds"]
-    cells = [ratio(times, "fit", "floor") if "floor" in times else "-"]
+    cells = [str(measured["steps"]), ratio(times, "fit", "floor") if "floor" in times else "-"]
     cells += [ratio(times, side, "fit") for side in ("keras", "torch", "pythae")]
     cells.append(f"{1e3 * np.median(times['fit']) / measured['steps']:.2f}")
     return f"| {' | '.join(map(str, key))} | {' | '.join(cells)} |"

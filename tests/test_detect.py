@@ -1,0 +1,266 @@
+"""`kerasae detect`: from photos and tables to a detector, and to a machine that has neither Keras nor TensorFlow."""
+
+import csv
+import inspect
+import json
+import pickle
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from kerasae import files
+from kerasae.cli import cli
+
+QUICK = ["--set", "epochs=1", "--set", "max_samples=100"]
+WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
+# What a server lacks can't be imported.
+WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'keras', 'kerasae', 'sklearn', 'pyarrow']))\n"
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(cli, ["detect", *map(str, arguments)])
+    if isinstance(result.exception, (ValueError, OSError)):
+        assert code == 1, result.exception
+        return str(result.exception)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output if code else result.stdout
+
+
+def crops(image, folder, num, seed=0):
+    """Crops of a photo, of different sizes."""
+    random = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(num):
+        height, width = random.integers(40, 80, 2)
+        top, left = random.integers(0, 300, 2)
+        Image.fromarray(image[top : top + height, left : left + width]).save(
+            folder / f"{i:02}.{('png', 'jpg', 'JPG')[i % 3]}"
+        )
+    return folder
+
+
+def many_kinds(photo, folder):
+    """One photo as cameras, scanners and designers store it."""
+    folder.mkdir()
+    photo.save(folder / "plain.png")
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    photo.transpose(Image.Transpose.ROTATE_90).save(folder / "lying.jpg", exif=lying)
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("L").save(folder / "grey.png")
+    clear = photo.copy()
+    clear.putalpha(100)
+    clear.save(folder / "clear.png")
+    Image.fromarray(np.asarray(photo.convert("L"), "uint16") * 257).save(folder / "sixteen.png")
+    photo.resize((400, 90)).save(folder / "wide.webp")
+    (folder / "inner").mkdir()
+    photo.save(folder / "inner" / "a.tif")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder with photos, and a detector fitted to them; and what that printed."""
+    root = tmp_path_factory.mktemp("photos")
+    china, flower = load_sample_images().images
+    crops(china, root / "photos", 40)
+    (root / "photos" / "torn.jpg").write_bytes((root / "photos" / "01.jpg").read_bytes()[:300])
+    crops(flower, root / "odd", 8)
+    many_kinds(Image.fromarray(china[100:180, 200:260]), root / "new")
+    arguments = ["fit", root / "photos", "--anomalies", root / "odd", "--folder", root / "detector", *QUICK]
+    assert "--skip-unreadable" in call(*arguments, code=1)
+    assert not (root / "detector").exists()
+    return root, call(*arguments, "--skip-unreadable", "--test-fraction", 0.25, "--json")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A table whose last column is a name, and a detector of the others."""
+    root = tmp_path_factory.mktemp("table")
+    values = np.random.default_rng(0).normal(size=(80, 3)) * (1, 10, 1000) + (0, 5, 1e6)
+    write_table(root / "table.csv", values)
+    call("fit", root / "table.csv", "--drop", "name", "--folder", root / "detector", *QUICK)
+    return root, values
+
+
+def write_table(path, values, order=(0, 1, 2)):
+    with open(path, "w", newline="") as file:
+        rows = csv.writer(file, delimiter=";")
+        rows.writerow([*np.array(["a", "b", "c"])[list(order)], "name"])
+        rows.writerows([*row[list(order)], f"row {i}"] for i, row in enumerate(values))
+
+
+def read(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def on_a_server(folder, *arguments, code=0):
+    """What score.py prints, in a process that has NumPy, ONNX Runtime and Pillow only."""
+    run = f"{WITHOUT}import runpy; sys.argv = ['score.py', *sys.argv[1:]]; runpy.run_path('score.py', run_name='__main__')"
+    result = subprocess.run(
+        [sys.executable, "-c", run, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code, result.stderr
+    return list(csv.DictReader(result.stdout.splitlines())), result.stderr
+
+
+def test_a_detector_is_complete_in_itself(photos):
+    root, printed = photos
+    made, folder = json.loads(printed), root / "detector"
+    assert {p.name for p in folder.iterdir()} == {
+        *("detector.pkl", "metrics.json", "scores.csv", "report.html", "figures", "server")
+    }
+    assert {p.name for p in (folder / "server").iterdir()} == {"README.md", "detector.json", "score.py", "bundle"}
+    assert (made["num_train"], made["num_test"], made["num_anomalies"]) == (30, 10, 8)
+    detector = pickle.loads((folder / "detector.pkl").read_bytes())
+    assert detector.offset_ == made["threshold"]
+    assert json.loads((folder / "server" / "detector.json").read_text())["threshold"] == made["threshold"]
+    rows = read(folder / "scores.csv")
+    assert [float(row["score"]) for row in rows] == sorted(float(row["score"]) for row in rows)
+    odd = {
+        which: [row["anomaly"] == "1" for row in rows if row["which"] == which]
+        for which in ("held out", "known anomaly")
+    }
+    measured = {record["metric"]: record["value"] for record in made["metrics"]}
+    assert measured["false_alarms"] == pytest.approx(100 * np.mean(odd["held out"]))
+    assert measured["found"] == pytest.approx(100 * np.mean(odd["known anomaly"]))
+    held_out, known = (np.array([float(row["score"]) for row in rows if row["which"] == which]) for which in odd)
+    assert measured["roc_auc"] == pytest.approx(np.mean(held_out[:, None] > known))
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert f"{made['threshold']:.6g}" in page
+
+
+def test_scores_are_the_detector_s(photos, tmp_path):
+    root, _ = photos
+    printed = json.loads(call("score", root / "detector", root / "new", "--json"))
+    detector = pickle.loads((root / "detector" / "detector.pkl").read_bytes())
+    x = files.read(root / "new", image_size=(64, 64), color="rgb").values / np.float32(255)
+    expected = detector.score_samples(x)
+    np.testing.assert_allclose([row["score"] for row in printed["examples"]], expected, rtol=1e-3)
+    assert [row["anomaly"] for row in printed["examples"]] == (expected < detector.offset_).astype(int).tolist()
+    call("score", root / "detector", root / "new", tmp_path / "s.csv")
+    assert [(r["file"], float(r["score"])) for r in read(tmp_path / "s.csv")] == [
+        (r["file"], pytest.approx(r["score"])) for r in printed["examples"]
+    ]
+    assert "is there already" in call("score", root / "detector", root / "new", tmp_path / "s.csv", code=1)
+    call("score", root / "detector", root / "new", tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as stored:
+        assert set(stored.files) == {"file", "score", "anomaly"}
+    np.save(tmp_path / "x.npy", x)  # the same pixels as floats
+    call("score", root / "detector", tmp_path / "x.npy", tmp_path / "s.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "s.npy"), expected, rtol=1e-3)
+    result = CliRunner().invoke(cli, ["export", str(root / "detector"), str(tmp_path / "bundle")])
+    assert "kerasae detect score" in str(result.exception)
+    text = call("score", root / "detector", root / "new" / "plain.png")
+    assert text.split()[0] == "plain.png"
+
+
+def test_scoring_needs_no_tensorflow(photos):
+    root, _ = photos
+    code = f"{WITHOUT_TENSORFLOW}sys.argv[0] = 'kerasae'\nfrom kerasae.cli import main; main()"
+    arguments = ["detect", "score", str(root / "detector"), str(root / "new")]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 9
+
+
+def test_a_server_scores_raw_photos_alike(photos, tmp_path):
+    root, _ = photos
+    server = shutil.copytree(root / "detector" / "server", tmp_path / "server")
+    call("score", root / "detector", root / "new", tmp_path / "here.csv")
+    here = {row["file"]: row for row in read(tmp_path / "here.csv")}
+    there, _ = on_a_server(server, root / "new")
+    assert {row["file"] for row in there} == set(here)
+    for row in there:
+        assert float(row["score"]) == pytest.approx(float(here[row["file"]]["score"]), rel=1e-5)
+        assert row["anomaly"] == here[row["file"]]["anomaly"]
+    rows, said = on_a_server(server, root / "photos", code=1)
+    assert len(rows) == 40  # the broken one doesn't keep the others
+    assert said.startswith("torn.jpg: ")
+    with open(server / "bundle" / "score_samples.onnx", "ab") as file:
+        file.write(b"x")
+    _, said = on_a_server(server, root / "new", code=1)
+    assert "is damaged" in said
+
+
+def test_the_readme_for_the_server_is_true(photos, table, tmp_path):
+    for root in (photos[0], table[0]):
+        server = shutil.copytree(root / "detector" / "server", tmp_path / root.name)
+        text = (server / "README.md").read_text()
+        assert f"{json.loads((server / 'detector.json').read_text())['threshold']!r}" in text
+        (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        shutil.copy(photos[0] / "new" / "plain.png", server / "photo.jpg")
+        result = subprocess.run(
+            [sys.executable, "-c", WITHOUT + block], cwd=server, capture_output=True, text=True, check=False
+        )
+        assert result.stdout.strip() in ("[ True]", "[False]"), result.stderr
+
+
+def test_tables_go_by_their_columns(table, tmp_path):
+    root, values = table
+    detector = pickle.loads((root / "detector" / "detector.pkl").read_bytes())
+    new = values[:20] + 1
+    expected = detector.score_samples(new.astype("float32"))
+    write_table(tmp_path / "new.csv", new, order=(2, 0, 1))
+    scored = json.loads(call("score", root / "detector", tmp_path / "new.csv", "--json"))
+    np.testing.assert_allclose([row["score"] for row in scored["examples"]], expected, rtol=1e-3)
+    assert [row["row"] for row in scored["examples"]] == list(range(1, 21))
+    rows, _ = on_a_server(root / "detector" / "server", tmp_path / "new.csv")
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-3)
+    np.save(tmp_path / "new.npy", new)
+    rows, _ = on_a_server(root / "detector" / "server", tmp_path / "new.npy")
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected, rtol=1e-3)
+    np.savetxt(tmp_path / "bare.csv", new, delimiter=",")
+    rows, _ = on_a_server(root / "detector" / "server", tmp_path / "bare.csv")
+    assert len(rows) == 20
+    (tmp_path / "less.csv").write_text("a;c\n1;2\n")
+    assert "lacks the columns b" in on_a_server(root / "detector" / "server", tmp_path / "less.csv", code=1)[1]
+
+
+def test_the_server_reads_photos_as_training_did():
+    from kerasae import export
+
+    program = runpy.run_path(str(Path(export.__file__).with_name("clients") / "score.py"))
+    assert inspect.getsource(program["_pixels"]) == inspect.getsource(files._pixels)
+    assert program["PHOTOS"] == files.IMAGE_SUFFIXES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("fit missing --folder d", 1, "no file or folder 'missing'"),
+        ("fit empty --folder d", 1, "It is empty"),
+        ("fit few.csv --folder d", 1, "hold no numbers: 'name'"),
+        ("fit few.csv --folder d --drop name", 1, "At least 10 examples"),
+        ("fit few.csv --folder few.csv", 1, "is a file"),
+        ("fit few.csv --folder d --image-size 8", 1, "'image_size' doesn't apply"),
+        ("fit few.csv --folder full", 1, "is not empty"),
+        ("fit few.csv --folder d --anomalies missing", 1, "no file or folder 'missing'"),
+        ("fit many.csv --folder d --set epoch=1", 2, "Did you mean 'epochs'"),
+        ("score full few.csv", 1, "no folder that `kerasae detect fit` wrote"),
+        ("score full few.csv out.txt", 2, "OUT must end in"),
+        ("score full few.csv missing/out.csv", 1, "no folder missing"),
+    ],
+)
+def test_mistakes_are_said_at_the_door(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "few.csv", np.ones((5, 3)))
+    np.savetxt(tmp_path / "many.csv", np.eye(20), delimiter=",")
+    for folder in ("empty", "full"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / "a").write_text("")
+    before = set(tmp_path.rglob("*"))
+    assert message in call(*arguments.split(), code=code)
+    assert set(tmp_path.rglob("*")) == before
