@@ -256,7 +256,7 @@ class VariationalAutoencoder(Autoencoder):
 
 
 class BetaAnnealing(keras.callbacks.Callback):
-    """Raises the weight of a `VariationalAutoencoder`'s KL term in a straight line from `start_beta` to the model's own beta, epoch by epoch.
+    """Raises the weight of a `VariationalAutoencoder`'s KL term, epoch by epoch, in a straight line from `start_beta` to the model's beta.
 
     Latents learn to carry information before they are charged for it, so that fewer collapse to the prior. Until `epochs` are over, the
     logged `loss` is of the smaller beta; afterwards, and when training ends, it is of the model's own.
@@ -283,7 +283,9 @@ class BetaAnnealing(keras.callbacks.Callback):
         if not isinstance(model, VariationalAutoencoder):
             raise ValueError(f"BetaAnnealing needs a VariationalAutoencoder. Received: {model!r}")
         if self.start_beta > model.beta:
-            raise ValueError(f"`start_beta` must be at most the model's beta, {model.beta}. Received: {self.start_beta}")
+            raise ValueError(
+                f"`start_beta` must be at most the model's beta, {model.beta}. Received: {self.start_beta}"
+            )
 
     def beta_at(self, epoch):
         """Weight of the KL term in an epoch, counted from 0."""
