@@ -147,7 +147,7 @@ FIGURES = {
     "unit_variance": Figure(
         "How much each unit of the code varies, and which are dead.",
         lambda v: not v.variational and len(v.x) >= 2,
-        lambda v: figures.unit_variance(v.codes, v.model.active_threshold or 0.0 if v.sparse else 0.01),
+        lambda v: figures.unit_variance(v.codes, v.model.active_variance),
     ),
     "code_activations": Figure(
         "Which units a few test examples activate.",

@@ -173,8 +173,12 @@ class Autoencoder(keras.Model):
             int, at most `latent_dim`.
         """
         codes = self.encode(x, batch_size).astype("float64")
-        threshold = 0.01 if self.active_threshold is None else self.active_threshold
-        return int((codes.reshape(len(codes), -1).var(axis=0) > threshold).sum())
+        return int((codes.reshape(len(codes), -1).var(axis=0) > self.active_variance).sum())
+
+    @property
+    def active_variance(self):
+        """The variance that a unit's code must exceed to count as active, in squared units of the code."""
+        return 0.01 if self.active_threshold is None else self.active_threshold
 
     @property
     def code_size(self):

@@ -24,16 +24,16 @@ _NUM_BANDWIDTHS, _LARGEST_BANDWIDTH, _SMALLEST_BANDWIDTHS, _NEIGHBOUR = 5, 4.0, 
 class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
     """Finds anomalies by their distance from what autoencoders can reconstruct.
 
-    Autoencoders `x -> g(f(x))` are fitted, and R of the training examples are reconstructed: r_i is the mean of their reconstructions of
-    `x_i`, a point of the surface that they have learned. The free energy of an example's distances from these points,
+    Autoencoders `x -> g(f(x))` are fitted, and R of the training examples become references: r_i lies half-way between x_i and the mean of
+    its reconstructions, nearer to the surface that was learned, and not so far from x_i that neighbours among many can't be told apart.
+    The free energy of an example's distances from them,
 
         F_s(x) = -s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2)),
 
-    is up to a constant `-s^2 ln p(x)` under the decoder's density `1/R sum_i N(x; g(z_i), s^2 I)` with the training examples' own codes z_i
-    for a prior. `d_s(x) = sqrt(2 F_s(x))` is a distance: for a small bandwidth s from the nearest reconstruction (local anomalies), for a
-    large one the root mean square of the distances from all of them (global ones, which a cluster of anomalies in the training data
-    can't hide). In units of its mean over the training examples, each without its own reconstruction, the distances of all bandwidths
-    compare, and the score is minus the largest of them,
+    is up to a constant `-s^2 ln p(x)` under the density `1/R sum_i N(x; r_i, s^2 I)`. `d_s(x) = sqrt(2 F_s(x))` is a distance: for a small
+    bandwidth s from the nearest reference (local anomalies), for a large one the root mean square of the distances from all of them
+    (global ones, which a cluster of anomalies in the training data can't hide). In units of its mean over the training examples, each
+    without its own reference, the distances of all bandwidths compare, and the score is minus the largest of them,
 
         -max_s d_s(x) / mean_i d_s(x_i),
 
@@ -62,9 +62,9 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             tables. Default 6400.
         epochs: passes over `max_samples` rows. Default 20, or 1,000 steps of 128 rows.
         contamination: what `predict` calls an anomaly. `"auto"` (default): what lies further off than 95 % of the training examples do when
-            each is scored without its own reconstruction, as a new example is, so that about 5 % of new normal ones are called anomalies
+            each is scored without its own reference, as a new example is, so that about 5 % of new normal ones are called anomalies
             too. Or the share of the training examples, in (0, 0.5], that are to be called anomalies, as elsewhere in scikit-learn: they lie
-            near their own reconstructions, so that with few of them this is far too strict for new examples.
+            near their own references, so that with few of them this is far too strict for new examples.
 
     Attributes:
         estimators_: the fitted kerasae models, of prepared examples.
@@ -86,9 +86,8 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
 
     Reference:
         Distance from reconstructions: Sakurada and Yairi 2014, "Anomaly Detection Using Autoencoders with Nonlinear Dimensionality
-        Reduction". The training examples' codes for a prior: Tomczak and Welling 2018, "VAE with a VampPrior", equation 9, with a
-        posterior of variance 0 and a Gaussian decoder. Densities at several bandwidths: Parzen 1962. Ensembles of autoencoders: Chen et
-        al. 2017, "Outlier Detection with Autoencoder Ensembles". Contrast: Goodfellow et al. 2016, "Deep Learning", section 12.2.1.
+        Reduction". Densities: Parzen 1962. Ensembles of autoencoders: Chen et al. 2017, "Outlier Detection with Autoencoder Ensembles".
+        Contrast: Goodfellow et al. 2016, "Deep Learning", section 12.2.1.
     """
 
     def __init__(
@@ -172,15 +171,16 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             return x[rows] if preparation is None else run(preparation, x[rows])
 
         known = prepared(rng.permutation(len(x))[:n_references])
-        self.estimators_, references = [], 0.0
+        self.estimators_, reconstructed = [], 0.0
         for _ in range(n_estimators):
             distinct = prepared(rng.permutation(len(x))[:max_samples])
             rows = np.arange(max_samples) % len(distinct)
             model = member._fit_model(distinct[rows], seed=int(rng.integers(np.iinfo(np.int32).max)))
             reconstruction = model.reconstruction_of(run(model.decoder, model.code_of(run(model.encoder, known))))
             self.estimators_.append(model)
-            references += reconstruction.reshape(n_references, -1) / n_estimators
-        layer, as_new = fitted_distance(known.reshape(n_references, -1), references, bandwidths)
+            reconstructed += reconstruction.reshape(n_references, -1) / n_estimators
+        known = known.reshape(n_references, -1)
+        layer, as_new = fitted_distance(known, (known + reconstructed) / 2, bandwidths)
         self.bandwidths_ = list(layer.bandwidths)
         scaled = keras.Input(self.input_shape_, name="scaled")
         flat = scaled if preparation is None else keras.layers.Flatten()(preparation(scaled))
@@ -218,7 +218,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
                 "from examples to scores",
                 keras.Model(x, self.scorer_(scaled)),
                 "score",
-                "minus the largest relative distance from reconstructions; higher is more normal",
+                "minus the largest relative distance from the references; higher is more normal",
                 self.score_samples,
             )
         ]

@@ -247,11 +247,8 @@ def _with_shortcut(model, seed):
     def layer(units, width):
         return keras.layers.Conv2D(units, width, padding="same") if is_image else keras.layers.Dense(units)
 
-    # How strong the noise is shows in the whole image, which the code knows, and not in a few pixels.
-    strength = keras.layers.Dense(_JOINING_UNITS, use_bias=False)(z[:, :latent_dim])
-    strength = keras.layers.Reshape((1,) * (len(layout) - 1) + (_JOINING_UNITS,))(strength)
     hidden = layer(_JOINING_UNITS, _JOINING_WIDTH)(keras.layers.Concatenate()([rebuilt, noisy]))
-    hidden = layer(2 * channels, 3)(keras.ops.relu(hidden + strength))
+    hidden = layer(2 * channels, 3)(keras.ops.relu(hidden))
     trust = keras.ops.sigmoid(hidden[..., :channels])
     joined = keras.layers.Reshape(shape)(rebuilt + trust * (noisy - rebuilt) + hidden[..., channels:])
     activation = "sigmoid" if model.needs_unit_interval else "linear"
