@@ -40,12 +40,12 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
     so that what is odd at any scale is odd. Higher is more normal; what lies as far off as training examples do on average has about -1.
 
     Distances need comparable features. A table's columns are standardised. An image is blurred, so that strokes and edges a pixel aside
-    are near, and its contrast normalised to mean 0 and root mean square 1, so that little ink is not little error. The same defaults serve
-    tables with anomalies among the training examples and without.
+    are near. A grey one's contrast is normalised to mean 0 and root mean square 1, so that little ink is not little error. The same
+    defaults serve tables with anomalies among the training examples and without.
 
     Args:
         model: `"undercomplete"` (default), any other family, or a kerasae model of your own, of prepared examples. Prepared images are not
-            in [0, 1]: a cross-entropy needs `contrast=False`, tables for it `scaling="minmax"`.
+            in [0, 1]: a cross-entropy needs `contrast=False` if they are grey, tables for it `scaling="minmax"`.
         n_estimators: autoencoders in the ensemble, at least 1. Default: 2 for tables, 1 for images.
         latent_dim: size of the code. Default: half the columns of a table, rounded up; 32 for images.
         hidden_units: of a named family. Default: (64,) for tables; (256,) for images with `network="dense"`.
@@ -53,7 +53,8 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             `AutoencoderEstimator`; nothing is held out by default.
         scaling: as there, or `"auto"` (default): `"standard"` for tables, `"range"` for images.
         blur: standard deviation of the Gaussian blur of images, in pixels, at least 0. Default: 1/28 of the height.
-        contrast: whether the contrast of images is normalised.
+        contrast: whether the contrast of images is normalised: True, False, or `"auto"` (default), grey images alone, since brightness and
+            colour are what tells photos apart.
         bandwidths: s, above 0, in the units of scaled features, one or several; or `"auto"` (default): five in geometric progression up to
             4, from the median distance of the training examples' fifth neighbours over the root of the number of features, or from 0.01
             or 0.5 if it lies below or above these.
@@ -101,7 +102,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         model_options=None,
         scaling="auto",
         blur=None,
-        contrast=True,
+        contrast="auto",
         bandwidths="auto",
         n_references=None,
         max_samples=6400,
@@ -248,11 +249,13 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         if len(self.input_shape_) == 1:
             return None
         blur = self.input_shape_[0] / 28 if self.blur is None else checks.real_number(self.blur, "blur", minimum=0)
-        if not isinstance(self.contrast, (bool, np.bool_)):
-            raise ValueError(f"`contrast` must be True or False. Received: {self.contrast!r}")
+        is_grey = len(self.input_shape_) == 2 or self.input_shape_[2] == 1
+        contrast = is_grey if isinstance(self.contrast, str) and self.contrast == "auto" else self.contrast
+        if not isinstance(contrast, (bool, np.bool_)):
+            raise ValueError(f'`contrast` must be True, False or "auto". Received: {self.contrast!r}')
         x = keras.Input(self.input_shape_, name="x")
         prepared = GaussianBlur(blur, name="blur")(x)
-        if self.contrast:
+        if contrast:
             prepared = ContrastNormalization(name="contrast")(prepared)
         return keras.Model(x, prepared, name="preparation")
 

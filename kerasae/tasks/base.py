@@ -184,7 +184,9 @@ class AutoencoderEstimator(BaseEstimator):
         elif scaling == "robust":
             low, self.center_, high = np.nanquantile(X, (0.25, 0.5, 0.75), axis=0)
             # A column that is constant but for a few rows has no interquartile range, and its spread is in those rows.
-            self.scale_ = np.where(high > low, (high - low) / 1.349, np.nanstd(X, axis=0, dtype="float64"))
+            constant = np.nanmin(X, axis=0) == np.nanmax(X, axis=0)
+            spread = np.where(constant, 0.0, np.nanstd(X, axis=0, dtype="float64"))
+            self.scale_ = np.where(high > low, (high - low) / 1.349, spread)
         elif scaling in ("minmax", "range"):
             axis = 0 if scaling == "minmax" else None
             low, high = np.nanmin(X, axis=axis).astype("float64"), np.nanmax(X, axis=axis).astype("float64")
@@ -192,6 +194,8 @@ class AutoencoderEstimator(BaseEstimator):
         else:
             self.center_ = np.nanmean(X, axis=0, dtype="float64")
             self.scale_ = np.nanstd(X, axis=0, dtype="float64")
+            # The mean of many equal numbers is another by more than the last bits.
+            self.scale_[np.nanmin(X, axis=0) == np.nanmax(X, axis=0)] = 0.0
             if scaling == "global":
                 self.scale_ = np.full_like(self.scale_, np.sqrt(np.mean(self.scale_**2)))
         # What is left of a constant column is rounding: divided by, it would become noise.

@@ -80,7 +80,7 @@ class Denoiser(AutoencoderTransformer):
         model_options=None,
         epochs=100,
         batch_size=None,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         validation_fraction=0.1,
         patience=10,
         random_state=None,

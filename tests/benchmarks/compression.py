@@ -230,7 +230,7 @@ def main():
         "--cache", type=Path, default=pooch.os_cache("kerasae") / "benchmarks", help="folder of the trained models"
     )
     parser.add_argument(
-        "--only", choices=("lossy", "lossless"), help="one half; the other half of the results stays as it is"
+        "--only", choices=("lossy", "raw", "binarised"), help="one part; the others in the results stay as they are"
     )
     parser.add_argument("--epochs", type=int, default=10, help="of each lossy codec (default 10)")
     parser.add_argument("--pixel-epochs", type=int, default=3, help="of the pixel model, at most 6 (default 3)")
@@ -242,12 +242,12 @@ def main():
     arguments.cache.mkdir(parents=True, exist_ok=True)
     lines = []
     mnist = load("mnist", arguments.num_images)
-    if arguments.only != "lossless":
+    if arguments.only in (None, "lossy"):
         for name in ("mnist", "fashion_mnist"):
             x_train, x_test = mnist if name == "mnist" else load(name, arguments.num_images)
             lines += lossy(name, x_train, x_test, arguments.cache, arguments.epochs, arguments.num_single)
-    if arguments.only != "lossy":
-        x_train, x_test = mnist
+    x_train, x_test = mnist
+    if arguments.only in (None, "raw"):
         lines += lossless(
             "raw MNIST",
             "256 grey levels.",
@@ -256,6 +256,7 @@ def main():
             {"Bit-Swap (Kingma et al. 2019)": 1.29, "BB-ANS (Townsend et al. 2019)": 1.41},
             general_rivals(x_test),
         )
+    if arguments.only in (None, "binarised"):
         binary = recipes.binarized(x_test / np.float32(255)).astype("uint8")
         lines += lossless(
             "binarised MNIST",
@@ -268,17 +269,19 @@ def main():
         )
     print("\n".join(lines))
     if arguments.num_images is None:
-        write("\n".join(lines), keep={"lossy": "Lossless", "lossless": "Lossy"}.get(arguments.only))
+        write("\n".join(lines))
 
 
-def write(sections, keep):
-    """Writes the sections to the results, beside those there whose titles begin with `keep`."""
-    old = RESULTS.read_text().split("\n## ")[1:] if keep and RESULTS.exists() else []
-    kept = "".join(f"\n## {section.rstrip()}\n" for section in old if section.startswith(f"{keep},"))
-    parts = [kept, sections] if keep == "Lossy" else [sections, kept]
+def write(text):
+    """Writes sections to the results, in place of those there that have their titles."""
+    sections = {}
+    for part in (RESULTS.read_text() if RESULTS.exists() else "", text):
+        sections.update({section.splitlines()[0]: section.rstrip() for section in f"\n{part}".split("\n## ")[1:]})
+    order = ("Lossy", "Lossless, raw", "Lossless, binarised")
+    sections = sorted(sections.values(), key=lambda section: [not section.startswith(title) for title in order])
     RESULTS.parent.mkdir(exist_ok=True)
     beside = RESULTS.with_name(f".{RESULTS.name}.{os.getpid()}")
-    beside.write_text(HEAD + "\n".join(part.rstrip() + "\n" for part in parts if part))
+    beside.write_text(HEAD + "".join(f"\n## {section}\n" for section in sections))
     os.replace(beside, RESULTS)
 
 
