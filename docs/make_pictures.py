@@ -186,7 +186,7 @@ def anomaly_errors():
     detector = tasks.AnomalyDetector(random_state=0).fit(normal[:1000])
     threshold = np.quantile(-detector.score_samples(normal[1000:]), 0.95)
     errors = -detector.score_samples(x_test)
-    return figures.error_histograms(errors[y_test != 9], errors[y_test == 9], threshold, unit="free energy")
+    return figures.error_histograms(errors[y_test != 9], errors[y_test == 9], threshold, unit="relative distance")
 
 
 def codec_curve():

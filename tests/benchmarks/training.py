@@ -213,7 +213,6 @@ def side_torch(family, network, batch_size, x):
 
 
 def side_pythae(family, network, batch_size, x):
-    os.environ["TQDM_DISABLE"] = "1"  # its bars cost time and hide the table
     import torch
     from pythae.data.datasets import BaseDataset
     from pythae.models import AE, VAE, AEConfig, VAEConfig
@@ -443,4 +442,5 @@ def line(key, measured):
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # pythae's bars cost time and hide the table
     main()
