@@ -1,5 +1,6 @@
 """Every registered model loads, and scores what its folder records."""
 
+import functools
 import json
 import os
 import shutil
@@ -31,6 +32,15 @@ def needs(model_id):
 QUICK = {"squared_error", "negative_elbo", "active_units"}
 
 
+@pytest.fixture(scope="module")
+def loaded_once():
+    """Reading 60,000 images takes longer than most measurements."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kerasae.data, "load", functools.cache(kerasae.data.load))
+        yield
+
+
+@pytest.mark.usefixtures("loaded_once")
 @pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["quick", "the rest"])
 @pytest.mark.parametrize("model_id", zoo.list_models())
 def test_a_model_scores_what_is_recorded(model_id, quick):
