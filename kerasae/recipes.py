@@ -636,24 +636,23 @@ def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, va
 
     from kerasae.models.pretraining import classifier
 
-    def fine_tuned(rate):
-        keras.utils.set_random_seed(0)
-        head = classifier(model.encoder, int(data["y_train"].max()) + 1)
-        head.compile(keras.optimizers.Adam(rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-        best = keras.callbacks.EarlyStopping("val_accuracy", patience=epochs, restore_best_weights=True)
-        history = head.fit(
-            data["x_train"][:-validation],
-            data["y_train"][:-validation],
-            validation_data=(data["x_train"][-validation:], data["y_train"][-validation:]),
-            epochs=epochs,
-            batch_size=batch_size,
-            callbacks=[best],
-            verbose=2,
-        ).history
-        return max(history["val_accuracy"]), head
-
-    rates = learning_rate if isinstance(learning_rate, list) else [learning_rate]
-    _, head = max(map(fine_tuned, rates), key=lambda tuned: tuned[0])
+    keras.utils.set_random_seed(0)
+    head = classifier(model.encoder, int(data["y_train"].max()) + 1)
+    head.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    best = keras.callbacks.EarlyStopping("val_accuracy", patience=epochs, restore_best_weights=True)
+    head.fit(
+        data["x_train"][:-validation],
+        data["y_train"][:-validation],
+        validation_data=(data["x_train"][-validation:], data["y_train"][-validation:]),
+        epochs=epochs,
+        batch_size=batch_size,
+        callbacks=[best],
+        verbose=2,
+    )
     _, accuracy = head.evaluate(data["x_test"], data["y_test"], batch_size=1000, verbose=0)
     return 100 * (1 - accuracy)
 
@@ -702,7 +701,7 @@ _METRICS = {
         _finetuned_error,
         "% of test images",
         "a softmax layer on the encoder, all fine-tuned by Adam on the training images less the last ones, on which the epoch "
-        "is chosen, and the learning rate where several are given",
+        "is chosen",
     ),
 }
 
