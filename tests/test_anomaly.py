@@ -13,6 +13,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 
 import kerasae
 from kerasae.tasks import AnomalyDetector
@@ -42,15 +43,34 @@ def oracle(x, references, bandwidths):
     return np.sqrt(2 * np.stack(energies, axis=1))
 
 
+def neighbours_of(x, references):
+    """The mean distance from the ten nearest references, (rows,), and their numbers, (rows, 10)."""
+    nearest = NearestNeighbors(n_neighbors=10).fit(references)
+    distances, numbers = nearest.kneighbors(x)
+    return distances.mean(axis=1), numbers
+
+
+def largest(distances, nearby, usual, units):
+    """The score's oracle; `usual`, (rows, 10), is what is usual around the neighbours."""
+    relative, local = distances / units[:-1], nearby / usual.mean(axis=1) / units[-1]
+    return np.maximum(relative.max(axis=1), local * np.maximum(1, relative[:, 0]))
+
+
 @pytest.mark.parametrize("far", [1.0, 100.0])
-def test_distance_is_a_log_density(rng, far):
-    x, references, bandwidths = far * rng.normal(size=(7, 3)), rng.normal(size=(11, 3)), (0.5, 2.0)
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_the_largest_distance_counts(rng, far, unit):
+    x, references, bandwidths = far * rng.normal(size=(7, 3)), rng.normal(size=(31, 3)), (0.5, 2.0)
+    units, usual = np.array([2.0, 0.5, unit]), rng.uniform(1, 2, size=31)
     layer = RelativeDistance(references.shape, bandwidths)
     layer.references.assign(references)
-    layer.units.assign([2.0, 0.5])
+    layer.units.assign(units)
+    layer.usual.assign(usual)
+    nearby, numbers = neighbours_of(x, references)
     distances = oracle(x, references, bandwidths)
-    np.testing.assert_allclose(layer.distances(x), distances, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(layer(x), (distances / [2.0, 0.5]).max(axis=1), rtol=1e-4, atol=1e-4)
+    for part, expected in zip(layer.distances(x)[:2], (distances, nearby), strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-4)
+    expected = largest(distances, nearby, usual[numbers], units)
+    np.testing.assert_allclose(layer(x), expected, rtol=2e-4, atol=1e-4)
 
 
 def test_distance_is_between_the_nearest_and_the_mean(rng):
@@ -59,7 +79,7 @@ def test_distance_is_between_the_nearest_and_the_mean(rng):
     layer = RelativeDistance(references.shape, [1e-3, 1e2])
     layer.references.assign(references)
     expected = np.sqrt(np.stack([squares.min(axis=1), squares.mean(axis=1)], axis=1))
-    np.testing.assert_allclose(layer.distances(x), expected, rtol=1e-2)
+    np.testing.assert_allclose(layer.distances(x)[0], expected, rtol=1e-2)
 
 
 def test_units_are_mean_distances_without_the_own_reference(rng):
@@ -77,8 +97,21 @@ def test_units_are_mean_distances_without_the_own_reference(rng):
     )
     # The layer divides by R, not by R - 1.
     expected = np.sqrt(expected**2 + 2 * np.square(layer.bandwidths) * np.log(300 / 299))
-    np.testing.assert_allclose(layer.units, expected.mean(axis=0), rtol=1e-3)
-    np.testing.assert_allclose(distances, (expected / expected.mean(axis=0)).max(axis=1), rtol=2e-3)
+    nearest = np.argsort(squares, axis=1)[:, :10]
+    nearby = np.sqrt(np.take_along_axis(squares, nearest, axis=1)).mean(axis=1)
+    usual = 0.9 * nearby + 0.1 * nearby.mean()
+    np.testing.assert_allclose(layer.usual, usual, rtol=1e-3)
+    local = nearby / usual[nearest].mean(axis=1)
+    units = np.append(expected.mean(axis=0), local.mean())
+    np.testing.assert_allclose(layer.units, units, rtol=1e-3)
+    np.testing.assert_allclose(distances, largest(expected, nearby, usual[nearest], units), rtol=2e-3)
+
+
+def test_what_lies_near_a_dense_cluster_is_odd(rng):
+    dense, sparse = 0.01 * rng.normal(size=(500, 2)), 5 + rng.normal(size=(500, 2))
+    layer, _ = fitted_distance(*2 * [np.concatenate([dense, sparse]).astype("float32")])
+    near_dense, among_sparse = layer(np.array([[0.2, 0.2], [5.2, 5.2]]))
+    assert near_dense > 2 > among_sparse
 
 
 def test_equal_rows_have_a_score():
@@ -158,7 +191,7 @@ def test_pickle_copy_and_random_state(detector, table):
 
 
 def test_references_are_half_way_to_the_mean_of_the_ensemble(table):
-    detector = AnomalyDetector(**{**QUICK, "n_estimators": 2, "epochs": 1, "bandwidths": (0.5, 1.0)}).fit(table[0])
+    detector = AnomalyDetector(**{**QUICK, "n_estimators": 2, "epochs": 1, "bandwidths": (1.0, 0.5)}).fit(table[0])
     assert len(detector.estimators_) == 2
     layer = detector.scorer_.get_layer("relative_distance")
     x = detector._scale(table[0])
@@ -167,7 +200,9 @@ def test_references_are_half_way_to_the_mean_of_the_ensemble(table):
     # The same set, in another order.
     np.testing.assert_allclose(np.sort(references, axis=0), np.sort((x + means) / 2, axis=0), atol=1e-5)
     strange = detector._scale(table[1])
-    expected = -(oracle(strange, references, (0.5, 1.0)) / layer.units).max(axis=1)
+    nearby, numbers = neighbours_of(strange, references)
+    usual, units = layer.usual.numpy()[numbers], layer.units.numpy()
+    expected = -largest(oracle(strange, references, (0.5, 1.0)), nearby, usual, units)
     np.testing.assert_allclose(detector.score_samples(table[1]), expected, rtol=1e-4)
 
 

@@ -129,12 +129,16 @@ def k_largest(z, k, by):
 @pytest.mark.parametrize("shape", [(7, 30), (5, 3, 2, 4)], ids=str)
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_exactly_the_k_largest_are_kept(rng, by, shape, ties, training):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_exactly_the_k_largest_are_kept(rng, by, shape, ties, training, jit_compile):
     z = rng.normal(size=shape).astype("float32")
     if ties:
         z = np.round(z)  # many equal entries, of both signs, and zeros
     for k in (1, 4, int(np.prod(shape[1:]))):
-        np.testing.assert_array_equal(layers.KSparse(k, by=by)(z, training=training), k_largest(z, k, by))
+        layer = layers.KSparse(k, by=by)
+        layer.build(shape)
+        kept = tf.function(lambda z, layer=layer: layer(z, training=training), jit_compile=jit_compile)(z)
+        np.testing.assert_array_equal(kept, k_largest(z, k, by))
 
 
 def test_all_equal_entries_keep_the_first_k():

@@ -244,6 +244,21 @@ def test_beta_annealing_weighs_the_kl_term_epoch_by_epoch():
     assert logs["loss"] == pytest.approx(logs["reconstruction_loss"] + 2.0 * logs["kl_loss"], rel=1e-5)
 
 
+def test_an_interrupted_beta_annealing_leaves_the_models_own_beta():
+    def interrupt(epoch, logs):
+        raise KeyboardInterrupt
+
+    model = builders.variational(NUM_FEATURES, LATENT_DIM, (), likelihood="gaussian")
+    model.compile("adam")
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(
+            np.zeros((8, NUM_FEATURES), "float32"),
+            verbose=0,
+            callbacks=[BetaAnnealing(5), keras.callbacks.LambdaCallback(on_epoch_end=interrupt)],
+        )
+    assert float(model.current_beta) == 1.0
+
+
 def test_beta_annealing_keeps_latents_from_collapsing(digits):
     active = []
     for callbacks in ([], [BetaAnnealing(20)]):

@@ -195,6 +195,8 @@ class Autoencoder(keras.Model):
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         if distribution.num_replicas() > 1:
             gradients = distribution.sum_before_clipping(self.optimizer, gradients)
+        if self.__dict__.get("_updates_wait") and gradients[0] is not None:
+            gradients = execution.when_all_are_known(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return distribution.as_logs(self.compute_metrics(**batch))
 
@@ -303,11 +305,12 @@ class Autoencoder(keras.Model):
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))
         self._check_data(arguments)
-        return super().evaluate(**arguments)
+        return super().evaluate(**execution.fed(self, arguments))
 
     @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
-        return super().predict(self._check_inputs(x), *args, **kwargs)
+        arguments = inspect.signature(super().predict).bind(self._check_inputs(x), *args, **kwargs).arguments
+        return super().predict(**execution.fed(self, arguments))
 
     def _check_inputs(self, x):
         if _is_array(x) or (len(self.encoder.inputs) > 1 and not _is_batched(x)):
@@ -452,7 +455,7 @@ def _predict(network, x, batch_size, verbose):
     arrays = x if isinstance(x, list) else [x]
     if network.distribute_strategy.num_replicas_in_sync > 1 and all(isinstance(a, np.ndarray) for a in arrays):
         return distribution.predict(network, x, batch_size, verbose)
-    return network.predict(x, batch_size=batch_size, verbose=verbose)
+    return network.predict(**execution.fed(network, {"x": x, "batch_size": batch_size, "verbose": verbose}))
 
 
 def _logits_decoder(decoder):

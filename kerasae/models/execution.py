@@ -38,14 +38,7 @@ def plan(model, arguments):
         model: `kerasae.models.Autoencoder`, compiled without a word on `jit_compile` and `steps_per_execution`.
         arguments: of `fit`, bound.
     """
-    strategy = model.distribute_strategy
-    if (
-        model.run_eagerly
-        or tf.config.functions_run_eagerly()
-        or strategy.num_replicas_in_sync > 1
-        or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        or not _is_ours(model)
-    ):
+    if model.run_eagerly or tf.config.functions_run_eagerly() or is_distributed(model) or not _is_ours(model):
         return False, 1
     steps, batch_bytes = _size(arguments)
     if steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS:
@@ -57,6 +50,12 @@ def plan(model, arguments):
     if arguments.get("validation_steps") is None and not any(map(_watches_batches, tf.nest.flatten(callbacks))):
         at_once = _steps_at_once(steps, batch_bytes, exactly=limited)
     return _is_compiled_by_xla(model), at_once
+
+
+def is_distributed(model):
+    """Whether the model has several replicas, or workers."""
+    strategy = model.distribute_strategy
+    return strategy.num_replicas_in_sync > 1 or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _is_ours(model):
@@ -134,8 +133,10 @@ def _steps_at_once(steps, batch_bytes, exactly):
 @contextlib.contextmanager
 def carried_out(model, jit_compile, steps_at_once, arguments):
     """Within it, `model.fit` with the arguments that it gives runs by a plan; afterwards the model is as it was compiled."""
+    arguments = {"shuffle": True, **_with_fed_validation(model, arguments)}
+    shuffle = arguments["shuffle"]
     if (jit_compile, steps_at_once) == (False, 1):
-        yield arguments
+        yield fed(model, arguments, shuffle)
         return
     functions = model.__dict__.setdefault("_planned_functions", {})
     model.__dict__["_functions_before"] = model.train_function, model.test_function, model.steps_per_execution
@@ -144,8 +145,11 @@ def carried_out(model, jit_compile, steps_at_once, arguments):
     if jit_compile:
         # (the function, where its batches come from)
         function, _ = model.train_function or (_CompiledSteps(model, steps_at_once), None)
-        arguments, arrays = _by_index(arguments) if steps_at_once > 1 else (arguments, None)
+        by_index = _by_index(arguments, shuffle) if steps_at_once > 1 else None
+        arguments, arrays = by_index or (fed(model, arguments, shuffle), None)
         model.train_function = functools.partial(function, arrays)
+    else:
+        arguments = fed(model, arguments, shuffle)
     try:
         yield arguments
     finally:
@@ -155,41 +159,66 @@ def carried_out(model, jit_compile, steps_at_once, arguments):
         model.train_function, model.test_function, model.steps_per_execution = before
 
 
-def _by_index(arguments):
-    """Arguments of `fit` whose batches are the indices of examples, and the arrays to take these from.
+def fed(model, arguments, shuffle=False):
+    """Arguments of `fit`, `evaluate` or `predict` with a dataset of their batches instead of arrays, where these are plain ones.
 
-    Taking the examples of several steps from memory at once costs a fifth of what Keras's pipeline takes for them. Left to that where
-    the arrays are not plain ones, or it has more to do than shuffling.
+    The batches are Keras's, but tf.data doesn't tune their pipeline: when an iterator goes, the thread that tunes is not always woken, and
+    is waited for as long as the iterator has lived. One epoch of ten took twice its time by that.
+    """
+    by_index = None if is_distributed(model) else _by_index(arguments, shuffle)
+    if by_index is None:
+        return arguments
+    arguments, arrays = by_index
+    return {**arguments, "x": arguments["x"].map(functools.partial(_take, arrays)).prefetch(2)}
+
+
+def _with_fed_validation(model, arguments):
+    data = arguments.get("validation_data")
+    if not isinstance(data, (tuple, np.ndarray)):
+        return arguments
+    names = ("x", "y", "sample_weight")
+    validation = dict(zip(names, keras.utils.unpack_x_y_sample_weight(data), strict=True))
+    validation["batch_size"] = arguments.get("validation_batch_size") or arguments.get("batch_size")
+    x = fed(model, validation)["x"]
+    return {**arguments, "validation_data": x} if isinstance(x, tf.data.Dataset) else arguments
+
+
+def _by_index(arguments, shuffle):
+    """Arguments whose batches are the indices of examples, and the arrays to take these from; None where arrays are not plain ones.
+
+    Taking the examples of several steps from memory at once costs a fifth of what Keras's pipeline takes for them.
     """
     arrays = [arguments[name] for name in ("x", "y", "sample_weight") if arguments.get(name) is not None]
-    shuffle = arguments.get("shuffle", True)
+    batch_size = 32 if arguments.get("batch_size") is None else arguments["batch_size"]
     if (
         any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in arrays)
         or not isinstance(shuffle, bool)
+        or not isinstance(batch_size, int)
+        or batch_size < 1
         or arguments.get("validation_split")
         or arguments.get("class_weight")
     ):
-        return arguments, None
-    examples, batch_size = len(arrays[0]), arguments.get("batch_size") or 32
-    in_whole_batches = examples // batch_size * batch_size
+        return None
+    examples = len(arrays[0])
+    num_batches = math.ceil(examples / batch_size)
 
     def batches(_):
         order = tf.range(examples)
         if shuffle:
             order = tf.random.shuffle(order)
-        whole = tf.data.Dataset.from_tensor_slices(tf.reshape(order[:in_whole_batches], (-1, batch_size)))
-        return (
-            whole
-            if in_whole_batches == examples
-            else whole.concatenate(tf.data.Dataset.from_tensors(order[in_whole_batches:]))
-        )
+        return tf.data.Dataset.range(num_batches).map(lambda i: order[i * batch_size : (i + 1) * batch_size])
 
     dataset = tf.data.Dataset.range(1).flat_map(batches)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(math.ceil(examples / batch_size))).prefetch(8)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches)).prefetch(8)
+    options = tf.data.Options()
+    options.autotune.enabled = False
     kept = {k: v for k, v in arguments.items() if k not in ("x", "y", "sample_weight", "batch_size", "shuffle")}
+    if "shuffle" in arguments:
+        kept["shuffle"] = False
     # Validation goes by the batch size as well.
-    kept.setdefault("validation_batch_size", batch_size)
-    return {**kept, "x": dataset, "shuffle": False}, tuple(map(tf.convert_to_tensor, arrays))
+    if "validation_data" in kept:
+        kept.setdefault("validation_batch_size", batch_size)
+    return {**kept, "x": dataset.with_options(options)}, tuple(map(tf.convert_to_tensor, arrays))
 
 
 def trace_anew(model):
@@ -202,6 +231,16 @@ def trace_anew(model):
         function.trace_anew()
     else:
         model.train_function = None
+
+
+def when_all_are_known(gradients):
+    """The gradients, none of them before the last one of the backward pass.
+
+    Else XLA copies every kernel in every step, since its update may come before the backward pass has used the kernel.
+    """
+    # 0, but XLA can't know. The backward pass ends with the first layer.
+    zero = tf.reshape(gradients[0], (-1,))[0] > np.inf
+    return [gradient if gradient is None else gradient + tf.cast(zero, gradient.dtype) for gradient in gradients]
 
 
 class _CompiledSteps:
@@ -217,8 +256,10 @@ class _CompiledSteps:
 
         @tf.function(jit_compile=True)
         def steps(batches):
+            model.__dict__["_updates_wait"] = True
             for i in tf.range(tf.nest.flatten(batches)[0].shape[0]):
                 model.train_step(tf.nest.map_structure(lambda stacked, i=i: stacked[i], batches))
+            model.__dict__["_updates_wait"] = False
             return model.get_metrics_result()
 
         self.steps = steps

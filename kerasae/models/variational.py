@@ -104,6 +104,14 @@ class VariationalAutoencoder(Autoencoder):
     def call(self, x, training=False):
         return self.forward(self.arranged(x), training, sample=training)["reconstruction"]
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # What `BetaAnnealing` has changed; an interrupted `fit` tells its callbacks nothing.
+            self.current_beta.assign(self.beta)
+
     def reconstruct(self, z, training):
         if self.variance == "predicted":
             mean, log_variance = self.decoder(z, training=training)
@@ -259,7 +267,7 @@ class BetaAnnealing(keras.callbacks.Callback):
     """Raises the weight of a `VariationalAutoencoder`'s KL term, epoch by epoch, in a straight line from `start_beta` to the model's beta.
 
     Latents learn to carry information before they are charged for it, so that fewer collapse to the prior. Until `epochs` are over, the
-    logged `loss` is of the smaller beta; afterwards, and when training ends, it is of the model's own.
+    logged `loss` is of the smaller beta; afterwards, and once `fit` ends or is interrupted, it is of the model's own.
 
     Args:
         epochs: number of epochs until the model's own beta is reached; from then on it stays.
@@ -293,9 +301,6 @@ class BetaAnnealing(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model.current_beta.assign(self.beta_at(epoch))
-
-    def on_train_end(self, logs=None):
-        self.model.current_beta.assign(self.model.beta)
 
 
 def _draw(z_mean, z_log_var, samples, seed):

@@ -19,6 +19,8 @@ _ROWS_AT_ONCE = 256
 _FARTHEST = 1e6
 # Bandwidths by default: how many, the largest, and bounds of the smallest, which the distance of this neighbour gives.
 _NUM_BANDWIDTHS, _LARGEST_BANDWIDTH, _SMALLEST_BANDWIDTHS, _NEIGHBOUR = 5, 4.0, (0.01, 0.5), 5
+# Neighbours that say what is usual around an example, and the share that the mean over all examples has in it.
+_NUM_NEIGHBOURS, _SHRINKAGE = 10, 0.1
 
 
 class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
@@ -32,12 +34,22 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
 
     is up to a constant `-s^2 ln p(x)` under the density `1/R sum_i N(x; r_i, s^2 I)`. `d_s(x) = sqrt(2 F_s(x))` is a distance: for a small
     bandwidth s from the nearest reference (local anomalies), for a large one the root mean square of the distances from all of them
-    (global ones, which a cluster of anomalies in the training data can't hide). In units of its mean over the training examples, each
-    without its own reference, the distances of all bandwidths compare, and the score is minus the largest of them,
+    (global ones, which a cluster of anomalies in the training data can't hide). Where the data are dense, a smaller distance is odd
+    already. The local distance tells that,
 
-        -max_s d_s(x) / mean_i d_s(x_i),
+        l(x) = a(x) / mean_{j in N(x)} (0.9 a(x_j) + 0.1 mean_i a(x_i)),
 
-    so that what is odd at any scale is odd. Higher is more normal; what lies as far off as training examples do on average has about -1.
+    with N(x) the 10 nearest references and a(x) the mean distance from them: how far off x lies, compared with its neighbours. In units of
+    their means over the training examples, each without its own reference,
+
+        D_s(x) = d_s(x) / mean_i d_s(x_i),    L(x) = l(x) / mean_i l(x_i),
+
+    all these distances compare, and the score is minus the largest of them, where a local distance counts the more if not even the nearest
+    reference is near, which says most of an example that is not in the training data, with m the smallest bandwidth:
+
+        -max(max_s D_s(x), L(x) max(1, D_m(x))).
+
+    What is odd at any scale is odd. Higher is more normal; what lies as far off as training examples do on average has about -1.
 
     Distances need comparable features. A table's columns are standardised. An image is blurred, so that strokes and edges a pixel aside
     are near. A grey one's contrast is normalised to mean 0 and root mean square 1, so that little ink is not little error. The same
@@ -87,7 +99,9 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
 
     Reference:
         Distance from reconstructions: Sakurada and Yairi 2014, "Anomaly Detection Using Autoencoders with Nonlinear Dimensionality
-        Reduction". Densities: Parzen 1962. Ensembles of autoencoders: Chen et al. 2017, "Outlier Detection with Autoencoder Ensembles".
+        Reduction". Densities: Parzen 1962. Local distances: Breunig et al. 2000,
+        "LOF: Identifying Density-Based Local Outliers"; without reachability: Schubert et al. 2014, "Local Outlier Detection
+        Reconsidered". Ensembles of autoencoders: Chen et al. 2017, "Outlier Detection with Autoencoder Ensembles".
         Contrast: Goodfellow et al. 2016, "Deep Learning", section 12.2.1.
     """
 
@@ -267,7 +281,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             return None
         if isinstance(bandwidths, numbers.Real):
             bandwidths = (bandwidths,)
-        bandwidths = [checks.real_number(s, "bandwidths", minimum=0, exclusive=True) for s in bandwidths]
+        bandwidths = sorted(checks.real_number(s, "bandwidths", minimum=0, exclusive=True) for s in bandwidths)
         if not bandwidths:
             raise ValueError("`bandwidths` must hold at least one number above 0. Received none.")
         return bandwidths
@@ -297,21 +311,24 @@ def fitted_distance(x, references, bandwidths=None):
         bandwidths = [float(s) for s in np.geomspace(smallest, _LARGEST_BANDWIDTH, _NUM_BANDWIDTHS)]
     layer = RelativeDistance(references.shape, bandwidths, name="relative_distance")
     layer.references.assign(references)
-    distances = [layer.distances(*(part[i : i + _ROWS_AT_ONCE] for part in (x, own))).numpy() for i in starts]
-    distances = np.concatenate(distances)
+    parts = [layer.distances(*(part[i : i + _ROWS_AT_ONCE] for part in (x, own))) for i in starts]
+    distances, nearby, neighbours = (np.concatenate(part) for part in zip(*parts, strict=True))
     # Where all examples are one, nothing is a unit, and 1 is as good as any.
-    means = distances.mean(axis=0)
+    usual = _SHRINKAGE * nearby.mean() + (1 - _SHRINKAGE) * nearby
+    layer.usual.assign(np.where(usual > 1e-6, usual, 1.0))
+    local = nearby / layer.usual.numpy()[neighbours].mean(axis=1)
+    means = np.append(distances.mean(axis=0), local.mean())
     layer.units.assign(np.where(means > 1e-6, means, 1.0))
-    return layer, (distances / layer.units.numpy()).max(axis=1)
+    return layer, layer.largest(distances, nearby, neighbours).numpy()
 
 
 @keras.saving.register_keras_serializable("kerasae")
 class RelativeDistance(keras.layers.Layer):
-    """`max_s d_s(x) / u_s`, with `d_s(x)^2 = -2 s^2 ln 1/R sum_i exp(-||x - r_i||^2 / (2 s^2))`; references r_i and units u_s are weights.
+    """`max(max_s D_s(x), L(x) max(1, D_min(x)))`, as in `AnomalyDetector`; references, their usual distances and all units are weights.
 
     Args:
         shape: of the weight `references`: (R, features).
-        bandwidths: list of s, above 0; one unit each.
+        bandwidths: list of s, above 0, the smallest first; `units` holds the mean distance at each, and the mean local one.
 
     Returns:
         Shape `(batch,)` for x of shape `(batch, features)`.
@@ -321,21 +338,34 @@ class RelativeDistance(keras.layers.Layer):
         super().__init__(**kwargs)
         self.shape, self.bandwidths = checks.positive_ints(shape, "shape"), list(bandwidths)
         self.references = self.add_weight(shape=self.shape, trainable=False, initializer="zeros", name="references")
-        self.units = self.add_weight(shape=(len(self.bandwidths),), trainable=False, initializer="ones", name="units")
+        self.usual = self.add_weight(shape=self.shape[:1], trainable=False, initializer="ones", name="usual")
+        units = (len(self.bandwidths) + 1,)
+        self.units = self.add_weight(shape=units, trainable=False, initializer="ones", name="units")
         self.built = True
 
     def call(self, x):
-        return ops.max(self.distances(x) / self.units, axis=1)
+        return self.largest(*self.distances(x))
 
     def distances(self, x, own=None):
-        """`d_s(x)`, `(batch, bandwidths)`; with `own`, integers `(batch,)`, without the references of these numbers."""
+        """`d_s(x)`, `(batch, bandwidths)`; `a(x)`, `(batch,)`, and the numbers of its k neighbours, `(batch, k)`.
+
+        With `own`, integers `(batch,)`, without the references of these numbers.
+        """
         squares = _squares(x, self.references, own)
-        nearest = ops.min(squares, axis=1, keepdims=True)
+        k = min(_NUM_NEIGHBOURS, max(self.shape[0] - 1, 1))
+        negative, neighbours = ops.top_k(-squares, k)
+        nearest = -negative[:, :1]
         # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance.
         further = squares - nearest
         means = [ops.mean(ops.exp(further * (-0.5 / s**2)), axis=1) for s in self.bandwidths]
         squared = nearest - 2.0 * np.square(self.bandwidths).astype("float32") * ops.log(ops.stack(means, axis=1))
-        return ops.sqrt(squared)
+        return ops.sqrt(squared), ops.mean(ops.sqrt(-negative), axis=1), neighbours
+
+    def largest(self, distances, nearby, neighbours):
+        """The score, `(batch,)`, of what `distances` gives."""
+        relative = distances / self.units[:-1]
+        local = nearby / ops.mean(ops.take(self.usual, neighbours, axis=0), axis=1) / self.units[-1]
+        return ops.maximum(ops.max(relative, axis=1), local * ops.maximum(relative[:, 0], 1.0))
 
     def compute_output_shape(self, x_shape):
         return x_shape[:1]

@@ -21,6 +21,14 @@ from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
 _ROWS_AT_ONCE = 64
 # Bounds of what the decoder gives before its exponential: scales from e^-6 to e^3 standard deviations.
 _LOG_SCALES = (-6.0, 3.0)
+# Of the factor analysis: numbers of factors tried, rows that are enough, rounds of expectation and maximisation, the prior's weight in rows,
+# the least variance of noise, and the share of observed entries that are held out to choose the number of factors.
+_RANKS = (1, 2, 3, 4, 5, 6, 8, 10)
+_FACTOR_ROWS = 2000
+_ROUNDS = 60
+_PRIOR_ROWS = 3.0
+_LEAST_NOISE = 1e-3
+_HELD_OUT = 0.15
 
 
 class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
@@ -134,8 +142,10 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         if rate >= 1:
             raise ValueError(f"`corruption_rate` must lie in [0, 1). Received: {rate:g}")
         n_samples = checks.positive_int(self.n_samples, "n_samples")
+        latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
         pairs = _pairs(self._fit_scaling(X))
         seed = self._seed()
+        self.loadings_, self.mean_, self.noise_variance_ = _fit_factors(pairs, latent_dim, seed)
         self.model_ = self._fit_model(pairs, seed=seed, corrupt=_hide(rate) if rate else None)
         self.network_ = self._imputation_network(n_samples, seed)
         return self
@@ -218,11 +228,32 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
     # -- The parts ---------------------------------------------------------------------------------------------------------------------
 
     def _build_model(self, input_shape, seed):
-        latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
-        heads = {"z_mean": latent_dim, "z_log_var": latent_dim}
+        columns, rank = self.loadings_.shape
+        heads = {"z_mean": self.latent_dim, "z_log_var": self.latent_dim}
+        encoder = networks.encoder(input_shape, heads, self.hidden_units, activation=self.activation)
+        decoder = networks.decoder(input_shape, self.latent_dim, self.hidden_units, activation=self.activation)
+        # The networks' part is 0 at first.
+        for layer in (encoder.get_layer("z_mean"), encoder.get_layer("z_log_var"), decoder.get_layer("logits")):
+            layer.kernel.assign(ops.zeros_like(layer.kernel))
+        factors = FactorPosterior(columns, rank, self.latent_dim, name="factors")
+        factors.loadings.assign(self.loadings_)
+        factors.mean.assign(self.mean_)
+        factors.precision.assign(1 / self.noise_variance_)
+        linear = keras.layers.Dense(2 * columns, name="linear")
+        pairs, z = keras.Input(input_shape, name="x"), keras.Input((self.latent_dim,), name="z")
+        filled, z_mean, z_log_var = factors(pairs)
+        correction = encoder(filled)
+        codes = [keras.layers.Add(name=name)(both) for name, both in zip(heads, zip((z_mean, z_log_var), correction))]
+        parameters = keras.layers.Add(name="parameters")(
+            [keras.layers.Reshape(input_shape, name="linear_reshape")(linear(z)), decoder(z)]
+        )
+        kernel = np.zeros((self.latent_dim, columns, 2))
+        kernel[:rank, :, 0] = self.loadings_.T
+        bias = np.stack([self.mean_, 0.5 * np.log(self.noise_variance_)], axis=-1)
+        linear.set_weights([kernel.reshape(self.latent_dim, -1), bias.ravel()])
         return IncompleteDataAutoencoder(
-            networks.encoder(input_shape, heads, self.hidden_units, activation=self.activation),
-            networks.decoder(input_shape, latent_dim, self.hidden_units, activation=self.activation),
+            keras.Model(pairs, codes, name="encoder"),
+            keras.Model(z, parameters, name="decoder"),
             k=self.n_importance_samples,
             seed=seed,
         )
@@ -305,6 +336,48 @@ class IncompleteDataAutoencoder(Autoencoder):
         config = super().get_config()
         del config["loss"]
         return {**config, "k": self.k}
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class FactorPosterior(keras.layers.Layer):
+    """Factor analysis of incomplete rows: `z ~ N(0, I)`, `x_j ~ N(mean_j + loadings_j . z, 1 / precision_j)`.
+
+    From pairs, `(batch, columns, 2)`, to a list of three: the pairs with `mean_j + loadings_j . E[z|o]` for what is missing, `E[z|o]` and
+    the logarithms of z's posterior variances, 0 and 0 for latents past the factors, each `(batch, latent_dim)`. The weights aren't trained.
+
+    Args:
+        columns: how many.
+        rank: number of factors, at most latent_dim.
+        latent_dim: size of z.
+    """
+
+    def __init__(self, columns, rank, latent_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.columns, self.rank, self.latent_dim = checks.positive_ints((columns, rank, latent_dim), "sizes")
+        self.loadings = self.add_weight(shape=(columns, rank), trainable=False, initializer="zeros", name="loadings")
+        self.mean = self.add_weight(shape=(columns,), trainable=False, initializer="zeros", name="mean")
+        self.precision = self.add_weight(shape=(columns,), trainable=False, initializer="ones", name="precision")
+        self.built = True
+
+    def call(self, pairs):
+        values, observed = pairs[..., 0], pairs[..., 1]
+        weights = observed * self.precision
+        squares = ops.expand_dims(self.loadings, 2) * ops.expand_dims(self.loadings, 1)
+        precision = ops.matmul(weights, ops.reshape(squares, (self.columns, -1)))
+        covariance = _inverse(ops.reshape(precision, (-1, self.rank, self.rank)) + np.eye(self.rank, dtype="float32"))
+        moments = ops.matmul(weights * (values - self.mean), self.loadings)
+        z_mean = ops.sum(covariance * ops.expand_dims(moments, 1), axis=2)
+        z_log_var = ops.log(ops.sum(covariance * np.eye(self.rank, dtype="float32"), axis=2))
+        expected = self.mean + ops.matmul(z_mean, ops.transpose(self.loadings))
+        filled = ops.stack([observed * values + (1.0 - observed) * expected, observed], axis=-1)
+        rest = [(0, 0), (0, self.latent_dim - self.rank)]
+        return [filled, ops.pad(z_mean, rest), ops.pad(z_log_var, rest)]
+
+    def compute_output_shape(self, input_shape):
+        return [input_shape, (input_shape[0], self.latent_dim), (input_shape[0], self.latent_dim)]
+
+    def get_config(self):
+        return {**super().get_config(), "columns": self.columns, "rank": self.rank, "latent_dim": self.latent_dim}
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -394,6 +467,68 @@ def _hide(rate):
         return pairs * tf.cast(kept, tf.float32)[..., None]
 
     return hide
+
+
+def _inverse(matrices):
+    """Of matrices `I + A` with A positive semidefinite, `(batch, n, n)`, by Gauss and Jordan: ONNX has no inverse."""
+    for unit in np.eye(matrices.shape[-1], dtype="float32"):
+        others = np.outer(1 - unit, 1 - unit)
+        row = ops.matmul(matrices, unit[:, None])
+        # At least 1, so that no pivot is looked for.
+        pivot = ops.sum(row * unit[:, None], axis=1, keepdims=True)
+        row = row * (1 - unit)[:, None] - unit[:, None]
+        matrices = matrices * others - row * ops.transpose(row, (0, 2, 1)) / pivot
+    return -matrices
+
+
+def _fit_factors(pairs, latent_dim, seed):
+    """Loadings `(columns, factors)`, mean and variances of noise of the factor analysis that predicts held-out entries best."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(pairs))[:_FACTOR_ROWS]
+    x, observed = np.moveaxis(pairs[rows].astype("float64"), -1, 0)
+    held_out = (observed > 0) & (rng.random(observed.shape) < _HELD_OUT)
+    errors = {}
+    for rank in _RANKS:
+        if rank == 1 or rank <= min(latent_dim, x.shape[1] - 1):
+            loadings, mean, noise = _factor_analysis(x * ~held_out, observed * ~held_out, rank)
+            z, _ = _factor_scores(x * ~held_out, observed * ~held_out, loadings, mean, noise)
+            errors[rank] = np.square(x - mean - z @ loadings.T)[held_out].sum()
+    return _factor_analysis(x, observed, min(errors, key=errors.get))
+
+
+def _factor_scores(x, observed, loadings, mean, noise):
+    """Means `(n, factors)` and covariances of the factors, given what is observed."""
+    rank = loadings.shape[1]
+    squares = (loadings[:, :, None] * loadings[:, None, :]).reshape(-1, rank * rank)
+    covariances = np.linalg.inv(np.eye(rank) + ((observed / noise) @ squares).reshape(-1, rank, rank))
+    moments = (observed * (x - mean) / noise) @ loadings
+    return (covariances @ moments[..., None])[..., 0], covariances
+
+
+def _factor_analysis(x, observed, rank):
+    """Fits by expectation maximisation; x, `(n, columns)`, is 0 where `observed` is."""
+    columns = x.shape[1]
+    # The start: principal axes of the covariances of pairs of columns.
+    values, vectors = np.linalg.eigh(x.T @ x / np.maximum(observed.T @ observed, 1))
+    loadings = vectors[:, ::-1][:, :rank] * np.sqrt(np.maximum(values[::-1][:rank], 0.01))
+    mean, noise = np.zeros(columns), np.full(columns, 0.3)
+    prior = _PRIOR_ROWS * np.diag([1.0] * rank + [1e-3])
+    counts, squares = observed.sum(axis=0), np.square(x).sum(axis=0)
+    for _ in range(_ROUNDS):
+        z, covariances = _factor_scores(x, observed, loadings, mean, noise)
+        # Each column's regression on [z, 1], with the moments of z's posterior.
+        z = np.column_stack([z, np.ones(len(z))])
+        moments = z[:, :, None] * z[:, None, :]
+        moments[:, :rank, :rank] += covariances
+        moments = (observed.T @ moments.reshape(len(z), -1)).reshape(columns, rank + 1, rank + 1)
+        products = x.T @ z
+        slopes = np.linalg.solve(moments + prior * noise[:, None, None], products[..., None])[..., 0]
+        residuals = squares - 2 * (slopes * products).sum(axis=1) + np.einsum("ij,ijk,ik->i", slopes, moments, slopes)
+        noise = np.maximum((residuals + 0.1 * _PRIOR_ROWS) / (counts + 0.1 * _PRIOR_ROWS), _LEAST_NOISE)
+        loadings, mean = slopes[:, :rank], slopes[:, rank]
+    # Turned so that a complete row's factors are independent.
+    _, axes = np.linalg.eigh((loadings / noise[:, None]).T @ loadings)
+    return loadings @ axes[:, ::-1], mean, noise
 
 
 def _log_ratio(z, z_mean, z_log_var):

@@ -1,9 +1,9 @@
 """What an epoch of `fit` costs, beside what people use otherwise: `python tests/benchmarks/training.py`.
 
 Same architecture, data, batch size and optimiser (Adam) on every side. The sides of a row take turns, an epoch each, so that whatever else
-the machine does slows all of them; each is a thread that waits meanwhile, all in one process, since a machine may take the memory of a
-process that waits. A ratio is the median over the turns of a side's time by our own's (or the floor's) of the same turn; the spread is its
-quartiles.
+the machine does slows all of them; all in one process, since a machine may take the memory of a process that waits. PyTorch's sides
+share a thread: each thread would get threads of OpenMP of its own, and with more of these than cores they are twice as slow. A ratio is
+the median over the turns of a side's time by our own's (or the floor's) of the same turn; the spread is its quartiles.
 
 - `fit`: ours, out of the box: `model.compile(optimizer="adam"); model.fit(x)`.
 - `keras`: the plain Keras model, with the `train_step` that people copy where the family needs one.
@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import queue
-import sys
 import tempfile
 import threading
 import time
@@ -56,7 +55,7 @@ def load(num_examples):
     return x[:num_examples]
 
 
-# -- The sides: each gives a function that trains for one epoch ------------------------------------------------------------------------
+# -- The sides: each trains for an epoch whenever the next one's seconds are asked for ------------------------------------------------
 
 
 def side_fit(family, network, batch_size, x):
@@ -122,18 +121,40 @@ def side_keras(family, network, batch_size, x):
 
 
 def _epochs_of_one_fit(model, x, batch_size, y=None):
-    """One `fit` of many epochs, run epoch by epoch on demand; yields each epoch's seconds."""
+    """One `fit` of many epochs, in a thread that waits until the next one is asked for."""
     import keras
+
+    turns, results = queue.Queue(), queue.Queue()
 
     class Turns(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            wait_for_turn()
+            if not turns.get():
+                raise KeyboardInterrupt
             self.started = time.perf_counter()
 
         def on_epoch_end(self, epoch, logs=None):
-            report(time.perf_counter() - self.started)
+            results.put(time.perf_counter() - self.started)
 
-    model.fit(x, y, batch_size=batch_size, epochs=10_000, callbacks=[Turns()], verbose=0)
+    def fit():
+        try:
+            model.fit(x, y, batch_size=batch_size, epochs=10_000, callbacks=[Turns()], verbose=0)
+        except KeyboardInterrupt:
+            pass
+        except Exception as error:
+            results.put(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    try:
+        while True:
+            turns.put(True)
+            seconds = results.get()
+            if isinstance(seconds, Exception):
+                raise seconds
+            yield seconds
+    finally:
+        turns.put(False)
+        thread.join()
 
 
 def torch_parts(family, network):
@@ -198,7 +219,6 @@ def side_torch(family, network, batch_size, x):
         return loss
 
     while True:
-        wait_for_turn()
         started = time.perf_counter()
         total = 0.0
         order = torch.randperm(len(data))
@@ -209,7 +229,7 @@ def side_torch(family, network, batch_size, x):
             optimizer.step()
             total += loss.detach()
         float(total)
-        report(time.perf_counter() - started)
+        yield time.perf_counter() - started
 
 
 def side_pythae(family, network, batch_size, x):
@@ -260,11 +280,10 @@ def side_pythae(family, network, batch_size, x):
     trainer.prepare_training()
     epoch = 0
     while True:
-        wait_for_turn()
         started = time.perf_counter()
         epoch += 1
         trainer.train_step(epoch)
-        report(time.perf_counter() - started)
+        yield time.perf_counter() - started
 
 
 def side_floor(family, network, batch_size, x):
@@ -305,7 +324,7 @@ def side_floor(family, network, batch_size, x):
         conv((7, 7, wide), (4, 4, narrow, wide), transposed=True)
         conv((14, 14, narrow), (4, 4, 1, narrow), transposed=True)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=network == "dense")  # on a CPU, XLA's convolutions are slower than TensorFlow's
     def products(inputs, gradients):
         """Forward, and the two of the backward pass; of the first layer only the kernel's gradient is wanted."""
         results = []
@@ -317,72 +336,34 @@ def side_floor(family, network, batch_size, x):
         return results
 
     while True:
-        wait_for_turn()
         started = time.perf_counter()
         for _ in range(-(-len(x) // batch_size)):
             results = products(inputs, gradients)
         results[-1].numpy()
-        report(time.perf_counter() - started)
+        yield time.perf_counter() - started
 
 
 # -- Taking turns ------------------------------------------------------------------------------------------------------------------------
-
-_this = threading.local()
-
-
-def wait_for_turn():
-    if not _this.side.turns.get():
-        sys.exit()  # this thread
-
-
-def report(seconds):
-    _this.side.times.put(seconds)
-
-
-class Side:
-    """A side that trains for an epoch whenever it is asked."""
-
-    def __init__(self, side, *arguments):
-        self.turns, self.times = queue.Queue(), queue.Queue()
-        self.thread = threading.Thread(target=self._run, args=(globals()[f"side_{side}"], arguments), daemon=True)
-        self.thread.start()
-        # The first epoch compiles, and warms up.
-        self.epoch()
-        self.epoch()
-
-    def _run(self, function, arguments):
-        _this.side = self
-        try:
-            function(*arguments)
-        except BaseException as error:
-            self.times.put(error)
-            raise
-
-    def epoch(self):
-        self.turns.put(True)
-        seconds = self.times.get()
-        if isinstance(seconds, BaseException):
-            raise RuntimeError(f"{self.thread.name} stopped") from seconds
-        return seconds
-
-    def close(self):
-        self.turns.put(False)
-        self.thread.join()
 
 
 def measure(family, network, batch_size, num_examples, turns, sides):
     """`{side: seconds of each turn}`."""
     x = load(num_examples)
-    running = {side: Side(side, family, network, batch_size, x) for side in sides if offered(side, family)}
+    running = {
+        side: globals()[f"side_{side}"](family, network, batch_size, x) for side in sides if offered(side, family)
+    }
     try:
+        for epochs in running.values():
+            # The first epoch compiles, and warms up.
+            next(epochs), next(epochs)
         times = {side: [] for side in running}
         for _ in range(turns):
-            for side, process in running.items():
-                times[side].append(process.epoch())
+            for side, epochs in running.items():
+                times[side].append(next(epochs))
         return times
     finally:
-        for process in running.values():
-            process.close()
+        for epochs in running.values():
+            epochs.close()
 
 
 def ratio(times, side, base):
