@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from kerasae import networks
 from kerasae.tasks import Imputer
 from kerasae.tasks.base import run
-from kerasae.tasks.imputer import IncompleteDataAutoencoder, _hide
+from kerasae.tasks.imputer import FactorPosterior, IncompleteDataAutoencoder, _hide
 
 QUICK = {"latent_dim": 2, "hidden_units": (32,), "n_importance_samples": 5, "n_samples": 64, "random_state": 0}
 
@@ -59,6 +59,40 @@ def test_the_ratio_of_densities(rng):
     z = np.asarray(outputs["z"], "float64")
     expected = stats.norm.logpdf(z).sum(-1) - stats.norm.logpdf(z, mean, np.exp(0.5 * log_var)).sum(-1)
     np.testing.assert_allclose(outputs["log_ratio"][0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_factors_posterior_against_numpy(rng):
+    loadings, mean, precision = rng.normal(size=(7, 3)), rng.normal(size=7), rng.uniform(0.5, 100, size=7)
+    layer = FactorPosterior(columns=7, rank=3, latent_dim=5)
+    for weight, value in ((layer.loadings, loadings), (layer.mean, mean), (layer.precision, precision)):
+        weight.assign(value)
+    observed = rng.random((6, 7)) < 0.6
+    observed[0], observed[1] = False, True
+    x = rng.normal(size=(6, 7))
+    filled, z_mean, z_log_var = layer(np.stack([observed * x, observed], axis=-1).astype("float32"))
+    for i, seen in enumerate(observed):
+        w = loadings[seen]
+        covariance = np.linalg.inv(np.eye(3) + w.T * precision[seen] @ w)
+        z = covariance @ (w.T * precision[seen]) @ (x[i] - mean)[seen]
+        np.testing.assert_allclose(z_mean[i], [*z, 0, 0], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(z_log_var[i], [*np.log(np.diag(covariance)), 0, 0], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(filled[i, :, 0], np.where(seen, x[i], mean + loadings @ z), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(filled[..., 1], observed)
+
+
+def test_training_begins_at_the_linear_answer(rng):
+    """Of Gaussian rows the conditional mean is known; an imputer that was hardly trained is near it."""
+    loadings = rng.normal(size=(8, 3))
+    complete = rng.normal(size=(1000, 3)) @ loadings.T + 0.3 * rng.normal(size=(1000, 8))
+    missing = rng.random(complete.shape) < 0.4
+    covariance = loadings @ loadings.T + 0.09 * np.eye(8)
+    best = np.zeros_like(complete)
+    for row, gaps, x in zip(best, missing, complete, strict=True):
+        row[gaps] = covariance[np.ix_(gaps, ~gaps)] @ np.linalg.solve(covariance[np.ix_(~gaps, ~gaps)], x[~gaps])
+    imputer = Imputer(**{**QUICK, "latent_dim": 6, "n_samples": 512, "epochs": 1, "learning_rate": 1e-6})
+    imputed = imputer.fit_transform(np.where(missing, np.nan, complete))
+    assert imputer.loadings_.shape == (8, 3)
+    assert np.square(imputed - complete)[missing].mean() < 1.15 * np.square(best - complete)[missing].mean()
 
 
 def test_hidden_entries_are_gone_with_their_mark():

@@ -21,12 +21,12 @@ from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
 _ROWS_AT_ONCE = 64
 # Bounds of what the decoder gives before its exponential: scales from e^-6 to e^3 standard deviations.
 _LOG_SCALES = (-6.0, 3.0)
-# Of the factor analysis: numbers of factors tried, rows that are enough, rounds of expectation and maximisation, the prior's weight in rows,
-# the least variance of noise, and the share of observed entries that are held out to choose the number of factors.
+# Of the factor analysis: numbers of factors tried, rows that are enough, rounds of expectation and maximisation, the prior's weight, the
+# least variance of noise, and the share of observed entries that is held out to choose the number of factors.
 _RANKS = (1, 2, 3, 4, 5, 6, 8, 10)
 _FACTOR_ROWS = 2000
 _ROUNDS = 60
-_PRIOR_ROWS = 3.0
+_PRIOR = 3.0
 _LEAST_NOISE = 1e-3
 _HELD_OUT = 0.15
 
@@ -35,11 +35,20 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
     """Fills missing values by a variational autoencoder that is trained on incomplete rows.
 
     With o the observed entries of a row x and m its missing ones, a model `p(x|z) = prod_j t(x_j; mu_j(z), sigma_j(z), nu_j)` (Student's t)
-    and an encoder `q(z|o)` that sees the row with 0, the column's mean, for what is missing, and which entries these are, `fit` maximises
+    and an encoder `q(z|o)`, `fit` maximises
 
         E ln 1/K sum_k w_k,    w_k = p(o|z_k) p(z_k) / q(z_k|o),    z_k ~ q(z|o),
 
-    a lower bound of `ln p(o)`: nothing is imputed in training. `transform` gives the conditional mean of what is missing, by
+    a lower bound of `ln p(o)`: nothing is imputed in training. It starts from the linear model, factor analysis, and learns what that
+    misses. With `x_j ~ N(a_j + w_j . z, v_j)`, fitted to the observed entries by expectation maximisation, and networks f whose output
+    layers begin at 0,
+
+        decoder:  mu = W z + a + f_1(z),    ln sigma = U z + b + f_2(z),    begun at W = w, U = 0, b = ln(v) / 2
+        encoder:  mean = E_w[z|o] + f_3(x', o),    ln variance = ln Var_w[z|o] + f_4(x', o)
+
+    where E_w and Var_w are the factor analysis's exact posterior (its w, a and v stay), and x' is the row with its expectations for what
+    is missing. The number of factors, at most latent_dim and 10, is the one whose expectations are nearest to 15% of the observed
+    entries, held out from it. `transform` gives the conditional mean of what is missing, by
     self-normalised importance sampling, `E[m|o] ~ sum_l w_l mu_m(z_l) / sum_l w_l`, with the same S noise vectors for every row and every
     call, so that a row's answer depends on nothing else. `sample` draws from `p(m|o)`, for multiple imputation. Observed entries are never
     altered.
@@ -56,6 +65,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
             rate falls to 0 along a cosine.
 
     Attributes:
+        loadings_, mean_, noise_variance_: the factor analysis's w, `(columns, factors)`, a and v, of scaled rows.
         model_: the fitted `IncompleteDataAutoencoder`, of scaled rows.
         network_: Keras model from scaled rows with NaN to imputed ones.
 
@@ -76,8 +86,9 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
 
     Reference:
         Mattei and Frellsen 2019, "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets", equations 4, 12 and
-        algorithm 1. Deviations: the encoder sees the mask; nu is one number a column; `corruption_rate`; the noise of `transform` is a
-        scrambled Sobol sequence instead of independent draws.
+        algorithm 1. Deviations: the factor analysis (there, f alone, and 0 for what is missing); the encoder sees the mask; nu is one
+        number a column; `corruption_rate`; the noise of `transform` is a scrambled Sobol sequence instead of independent draws.
+        Rubin and Thayer 1982, "EM algorithms for ML factor analysis"; here with a normal prior on w.
     """
 
     _rate_falls: ClassVar = True
@@ -242,11 +253,13 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         linear = keras.layers.Dense(2 * columns, name="linear")
         pairs, z = keras.Input(input_shape, name="x"), keras.Input((self.latent_dim,), name="z")
         filled, z_mean, z_log_var = factors(pairs)
-        correction = encoder(filled)
-        codes = [keras.layers.Add(name=name)(both) for name, both in zip(heads, zip((z_mean, z_log_var), correction))]
-        parameters = keras.layers.Add(name="parameters")(
-            [keras.layers.Reshape(input_shape, name="linear_reshape")(linear(z)), decoder(z)]
-        )
+        more_mean, more_log_var = encoder(filled)
+        codes = [
+            keras.layers.Add(name="z_mean")([z_mean, more_mean]),
+            keras.layers.Add(name="z_log_var")([z_log_var, more_log_var]),
+        ]
+        parameters = keras.layers.Reshape(input_shape, name="linear_reshape")(linear(z))
+        parameters = keras.layers.Add(name="parameters")([parameters, decoder(z)])
         kernel = np.zeros((self.latent_dim, columns, 2))
         kernel[:rank, :, 0] = self.loadings_.T
         bias = np.stack([self.mean_, 0.5 * np.log(self.noise_variance_)], axis=-1)
@@ -512,7 +525,7 @@ def _factor_analysis(x, observed, rank):
     values, vectors = np.linalg.eigh(x.T @ x / np.maximum(observed.T @ observed, 1))
     loadings = vectors[:, ::-1][:, :rank] * np.sqrt(np.maximum(values[::-1][:rank], 0.01))
     mean, noise = np.zeros(columns), np.full(columns, 0.3)
-    prior = _PRIOR_ROWS * np.diag([1.0] * rank + [1e-3])
+    prior = _PRIOR * np.diag([1.0] * rank + [1e-3])
     counts, squares = observed.sum(axis=0), np.square(x).sum(axis=0)
     for _ in range(_ROUNDS):
         z, covariances = _factor_scores(x, observed, loadings, mean, noise)
@@ -524,7 +537,7 @@ def _factor_analysis(x, observed, rank):
         products = x.T @ z
         slopes = np.linalg.solve(moments + prior * noise[:, None, None], products[..., None])[..., 0]
         residuals = squares - 2 * (slopes * products).sum(axis=1) + np.einsum("ij,ijk,ik->i", slopes, moments, slopes)
-        noise = np.maximum((residuals + 0.1 * _PRIOR_ROWS) / (counts + 0.1 * _PRIOR_ROWS), _LEAST_NOISE)
+        noise = np.maximum((residuals + 0.1 * _PRIOR) / (counts + 0.1 * _PRIOR), _LEAST_NOISE)
         loadings, mean = slopes[:, :rank], slopes[:, rank]
     # Turned so that a complete row's factors are independent.
     _, axes = np.linalg.eigh((loadings / noise[:, None]).T @ loadings)
