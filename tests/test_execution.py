@@ -210,6 +210,33 @@ def test_k_annealing_is_carried_out_too(always, x, fit_before):
         np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-6)
 
 
+def test_arrays_are_fed_in_keras_own_batches_but_untuned(x):
+    y = x[::-1].copy()
+    dataset = execution.fed(compiled(), {"x": x, "y": y, "batch_size": BATCH_SIZE})["x"]
+    # tf.data may wait seconds for its tuning thread when an epoch ends.
+    assert dataset.options().autotune.enabled is False
+    assert int(dataset.cardinality()) == NUM_BATCHES
+    batches = list(dataset)
+    assert [len(b) for b, _ in batches] == [BATCH_SIZE] * (NUM_BATCHES - 1) + [3]
+    np.testing.assert_array_equal(np.concatenate([b for b, _ in batches]), x)
+    np.testing.assert_array_equal(np.concatenate([b for _, b in batches]), y)
+
+
+def test_arrays_are_shuffled_anew_each_epoch(x):
+    dataset = execution.fed(compiled(), {"x": x, "batch_size": BATCH_SIZE}, shuffle=True)["x"]
+    first, second = (np.concatenate([batch for (batch,) in dataset]) for _ in range(2))
+    assert not np.array_equal(first, second)
+    for epoch in (first, second):
+        np.testing.assert_array_equal(np.sort(epoch, axis=0), np.sort(x, axis=0))
+
+
+@pytest.mark.parametrize("batch_size", [0, -2, 2.5])
+@pytest.mark.parametrize("call", ["fit", "evaluate", "predict", "encode"])
+def test_bad_batch_sizes_are_refused(x, batch_size, call):
+    with pytest.raises(ValueError, match="`batch_size` must be a whole number of at least 1"):
+        getattr(compiled(), call)(x, batch_size=batch_size, verbose=0)
+
+
 def test_validation_during_fit_is_what_evaluate_says(always, x):
     model = kerasae.builders.variational((12,), latent_dim=2, hidden_units=(8,), seed=0)
     model.compile("adam")

@@ -310,6 +310,7 @@ class Autoencoder(keras.Model):
     @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
         arguments = inspect.signature(super().predict).bind(self._check_inputs(x), *args, **kwargs).arguments
+        _check_batch_size(arguments)
         return super().predict(**execution.fed(self, arguments))
 
     def _check_inputs(self, x):
@@ -319,6 +320,7 @@ class Autoencoder(keras.Model):
 
     def _check_data(self, arguments, prefix=""):
         """Checks `x`, `y` and `sample_weight` of a call in place."""
+        _check_batch_size(arguments)
         x, y = arguments.get("x"), arguments.get("y")
         if x is None:
             raise ValueError(f"No {prefix}data: pass an array of examples or a tf.data.Dataset as `x`.")
@@ -449,9 +451,16 @@ def _is_array(x):
     return not _is_batched(x) and not isinstance(x, (dict, list, tuple))
 
 
+def _check_batch_size(arguments):
+    """Checks the `batch_size` of a call in place; None is Keras's default."""
+    if arguments.get("batch_size") is not None:
+        arguments["batch_size"] = checks.positive_int(arguments["batch_size"], "batch_size")
+
+
 def _predict(network, x, batch_size, verbose):
     if _is_batched(x):
         return network.predict(x, verbose=verbose)
+    batch_size = checks.positive_int(batch_size, "batch_size")
     arrays = x if isinstance(x, list) else [x]
     if network.distribute_strategy.num_replicas_in_sync > 1 and all(isinstance(a, np.ndarray) for a in arrays):
         return distribution.predict(network, x, batch_size, verbose)

@@ -189,12 +189,10 @@ def _by_index(arguments, shuffle):
     Taking the examples of several steps from memory at once costs a fifth of what Keras's pipeline takes for them.
     """
     arrays = [arguments[name] for name in ("x", "y", "sample_weight") if arguments.get(name) is not None]
-    batch_size = 32 if arguments.get("batch_size") is None else arguments["batch_size"]
+    batch_size = arguments.get("batch_size") or 32
     if (
         any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in arrays)
         or not isinstance(shuffle, bool)
-        or not isinstance(batch_size, int)
-        or batch_size < 1
         or arguments.get("validation_split")
         or arguments.get("class_weight")
     ):
@@ -202,13 +200,14 @@ def _by_index(arguments, shuffle):
     examples = len(arrays[0])
     num_batches = math.ceil(examples / batch_size)
 
-    def batches(_):
+    def batches(seed):
         order = tf.range(examples)
         if shuffle:
-            order = tf.random.shuffle(order)
+            order = tf.random.experimental.stateless_shuffle(order, tf.stack([seed, 0]))
         return tf.data.Dataset.range(num_batches).map(lambda i: order[i * batch_size : (i + 1) * batch_size])
 
-    dataset = tf.data.Dataset.range(1).flat_map(batches)
+    # Another seed for every epoch: a random number within `batches` would be the same each time after `set_random_seed`.
+    dataset = tf.data.Dataset.random(rerandomize_each_iteration=True).take(1).flat_map(batches)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches)).prefetch(8)
     options = tf.data.Options()
     options.autotune.enabled = False
