@@ -348,7 +348,7 @@ def test_training_contracts_the_encoder_and_still_reconstructs(digits, hidden_un
         encoder = [keras.Input((8, 8, 1)), layers.Flatten(), *hidden, layers.Dense(16, "sigmoid")]
         model = autoencoder(keras.Sequential(encoder), contraction_weight=weight)
         model.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
-        model.fit(x_train, epochs=10, batch_size=64, verbose=0)
+        model.fit(x_train, epochs=20, batch_size=64, verbose=0)
         logs = model.evaluate(x_test, verbose=0, return_dict=True)
         norms.append(logs["contraction_loss"])
         errors.append(logs["reconstruction_loss"])

@@ -263,7 +263,7 @@ def test_beta_annealing_keeps_latents_from_collapsing(digits):
     active = []
     for callbacks in ([], [BetaAnnealing(20)]):
         keras.utils.set_random_seed(0)
-        model = builders.variational((8, 8, 1), 16, (32,), seed=0)
+        model = builders.variational((8, 8, 1), 16, (32,), beta=2.0, seed=0)
         model.compile(keras.optimizers.Adam(3e-3))
         model.fit(digits[0], epochs=30, batch_size=64, verbose=0, callbacks=callbacks)
         active.append(model.active_units(digits[1]))

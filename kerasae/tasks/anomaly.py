@@ -40,16 +40,16 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         l(x) = a(x) / mean_{j in N(x)} (0.9 a(x_j) + 0.1 mean_i a(x_i)),
 
     with N(x) the 10 nearest references and a(x) the mean distance from them: how far off x lies, compared with its neighbours. In units of
-    their means over the training examples, each without its own reference,
+    the means over the training examples, each without its own reference,
 
         D_s(x) = d_s(x) / mean_i d_s(x_i),    L(x) = l(x) / mean_i l(x_i),
 
-    all these distances compare, and the score is minus the largest of them, where a local distance counts the more if not even the nearest
-    reference is near, which says most of an example that is not in the training data, with m the smallest bandwidth:
+    they compare, and what is odd at any scale is odd: with m the smallest bandwidth, the score is
 
         -max(max_s D_s(x), L(x) max(1, D_m(x))).
 
-    What is odd at any scale is odd. Higher is more normal; what lies as far off as training examples do on average has about -1.
+    Higher is more normal; what lies as far off as training examples do on average has about -1. Training examples lie near their own
+    references, so that small bandwidths speak of new examples alone; among the training examples the larger ones and L find anomalies.
 
     Distances need comparable features. A table's columns are standardised. An image is blurred, so that strokes and edges a pixel aside
     are near. A grey one's contrast is normalised to mean 0 and root mean square 1, so that little ink is not little error. The same
