@@ -233,7 +233,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
                 "from examples to scores",
                 keras.Model(x, self.scorer_(scaled)),
                 "score",
-                "minus the largest relative distance from the references; higher is more normal",
+                f"minus the largest relative distance from the references; higher is more normal, below {self.offset_:.6g} is an anomaly",
                 self.score_samples,
             )
         ]
