@@ -633,6 +633,7 @@ def _knn_error(model, data, num_neighbors=5):
 
 def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, validation=10_000):
     import keras
+    import tensorflow as tf
 
     from kerasae.models.pretraining import classifier
 
@@ -644,12 +645,13 @@ def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, va
         metrics=["accuracy"],
     )
     best = keras.callbacks.EarlyStopping("val_accuracy", patience=epochs, restore_best_weights=True)
+    # In another order every epoch: from arrays, Keras would repeat the first one's after `set_random_seed`.
+    examples = tf.data.Dataset.from_tensor_slices((data["x_train"][:-validation], data["y_train"][:-validation]))
     head.fit(
-        data["x_train"][:-validation],
-        data["y_train"][:-validation],
+        examples.shuffle(len(examples), seed=0).batch(batch_size).prefetch(2),
         validation_data=(data["x_train"][-validation:], data["y_train"][-validation:]),
         epochs=epochs,
-        batch_size=batch_size,
+        validation_batch_size=1000,
         callbacks=[best],
         verbose=2,
     )

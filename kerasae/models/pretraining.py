@@ -13,6 +13,7 @@ from keras import layers, ops
 
 from kerasae import checks, losses, networks
 from kerasae.layers import TiedDense, random_seed
+from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
 
 HIDDEN = ("binary", "gaussian")
@@ -223,7 +224,8 @@ class RestrictedBoltzmannMachine(keras.Model):
             arguments["validation_data"] = (self._check(x, "validation x"), *rest)
         elif validation_data is not None:
             arguments["validation_data"] = self._check(validation_data, "validation x")
-        return super().fit(**arguments)
+        with execution.carried_out(self, False, 1, arguments) as arguments:
+            return super().fit(**arguments)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):
