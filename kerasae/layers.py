@@ -237,16 +237,21 @@ class KSparse(keras.layers.Layer):
     def call(self, z, training=False):
         flat = ops.reshape(z, (-1, self.num_units))
         score = ops.stop_gradient(ops.abs(flat) if self.by == "magnitude" else flat)
-        # (batch, k) each; of equal entries the one with the smaller index comes first.
         if training:
+            # (batch, max_k) each; of equal entries the one with the smaller index comes first.
             largest, indices = tf.math.top_k(score, self.max_k)
             last = [tf.convert_to_tensor(self.current_k.value) - 1]
+            # (batch, 1): the k-th largest entry, and where it is. What equals it and is kept has a smaller index.
+            threshold, index = tf.gather(largest, last, axis=1), tf.gather(indices, last, axis=1)
+            keep = (score > threshold) | ((score == threshold) & (tf.range(self.num_units) <= index))
         else:
-            largest, indices = tf.math.top_k(score, self.inference_k)
-            last = [self.inference_k - 1]
-        # (batch, 1): the k-th largest entry, and where it is. What equals it and is kept has a smaller index.
-        threshold, index = tf.gather(largest, last, axis=1), tf.gather(indices, last, axis=1)
-        keep = (score > threshold) | ((score == threshold) & (tf.range(self.num_units) <= index))
+            # Where the graph is deployed, in half precision too, the order of equal entries is not relied on.
+            threshold = tf.math.top_k(score, self.inference_k).values[:, -1:]
+            above = score > threshold
+            # Of those equal to the threshold, the first so many as are missing to k.
+            equal = tf.cast(score == threshold, tf.int32)
+            missing = self.inference_k - tf.reduce_sum(tf.cast(above, tf.int32), axis=1, keepdims=True)
+            keep = above | ((equal > 0) & (tf.cumsum(equal, axis=1) <= missing))
         return ops.reshape(flat * ops.cast(keep, flat.dtype), ops.shape(z))
 
     @property
