@@ -652,6 +652,7 @@ def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, va
         validation_data=(data["x_train"][-validation:], data["y_train"][-validation:]),
         epochs=epochs,
         validation_batch_size=1000,
+        shuffle=False,
         callbacks=[best],
         verbose=2,
     )
