@@ -15,6 +15,12 @@ def positive_int(value, name):
     return int(value)
 
 
+def batch_size(arguments):
+    """Checks the `batch_size` among a call's arguments, in place; None is Keras's default."""
+    if arguments.get("batch_size") is not None:
+        arguments["batch_size"] = positive_int(arguments["batch_size"], "batch_size")
+
+
 def positive_ints(values, name):
     """Returns a tuple of ints of at least 1; raises on anything else. May be empty."""
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):

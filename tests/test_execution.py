@@ -222,6 +222,24 @@ def test_arrays_are_fed_in_keras_own_batches_but_untuned(x):
     np.testing.assert_array_equal(np.concatenate([b for _, b in batches]), y)
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "Boltzmann machine"])
+def test_every_epoch_of_a_seeded_fit_has_its_own_order(x, kind, monkeypatch):
+    seen = []
+    if kind == "autoencoder":
+        model = compiled(run_eagerly=True)
+    else:
+        keras.utils.set_random_seed(0)
+        model = kerasae.models.RestrictedBoltzmannMachine(12, 3)
+        model.compile("sgd", run_eagerly=True)
+    step = model.train_step
+    monkeypatch.setattr(model, "train_step", lambda data: seen.append(data[0].numpy()) or step(data), raising=False)
+    model.fit(x, batch_size=BATCH_SIZE, epochs=2, verbose=0)
+    first, second = np.concatenate(seen[:NUM_BATCHES]), np.concatenate(seen[NUM_BATCHES:])
+    assert not np.array_equal(first, second)
+    for epoch in (first, second):
+        np.testing.assert_array_equal(np.sort(epoch, axis=0), np.sort(x, axis=0))
+
+
 def test_arrays_are_shuffled_anew_each_epoch(x):
     dataset = execution.fed(compiled(), {"x": x, "batch_size": BATCH_SIZE}, shuffle=True)["x"]
     first, second = (np.concatenate([batch for (batch,) in dataset]) for _ in range(2))

@@ -310,7 +310,7 @@ class Autoencoder(keras.Model):
     @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
         arguments = inspect.signature(super().predict).bind(self._check_inputs(x), *args, **kwargs).arguments
-        _check_batch_size(arguments)
+        checks.batch_size(arguments)
         return super().predict(**execution.fed(self, arguments))
 
     def _check_inputs(self, x):
@@ -320,7 +320,7 @@ class Autoencoder(keras.Model):
 
     def _check_data(self, arguments, prefix=""):
         """Checks `x`, `y` and `sample_weight` of a call in place."""
-        _check_batch_size(arguments)
+        checks.batch_size(arguments)
         x, y = arguments.get("x"), arguments.get("y")
         if x is None:
             raise ValueError(f"No {prefix}data: pass an array of examples or a tf.data.Dataset as `x`.")
@@ -449,12 +449,6 @@ def _is_batched(x):
 
 def _is_array(x):
     return not _is_batched(x) and not isinstance(x, (dict, list, tuple))
-
-
-def _check_batch_size(arguments):
-    """Checks the `batch_size` of a call in place; None is Keras's default."""
-    if arguments.get("batch_size") is not None:
-        arguments["batch_size"] = checks.positive_int(arguments["batch_size"], "batch_size")
 
 
 def _predict(network, x, batch_size, verbose):

@@ -163,7 +163,7 @@ def fed(model, arguments, shuffle=False):
     """Arguments of `fit`, `evaluate` or `predict` with a dataset of their batches instead of arrays, where these are plain ones.
 
     The batches are Keras's, but tf.data doesn't tune their pipeline: when an iterator goes, the thread that tunes is not always woken, and
-    is waited for as long as the iterator has lived. One epoch of ten took twice its time by that.
+    is waited for as long as the iterator has lived: now and then, an epoch took twice its time by that.
     """
     by_index = None if is_distributed(model) else _by_index(arguments, shuffle)
     if by_index is None:
@@ -232,6 +232,16 @@ def trace_anew(model):
         model.train_function = None
 
 
+@contextlib.contextmanager
+def _waiting_updates(model):
+    """Within it, the model's `train_step` is traced with `when_all_are_known`."""
+    model.__dict__["_updates_wait"] = True
+    try:
+        yield
+    finally:
+        model.__dict__["_updates_wait"] = False
+
+
 def when_all_are_known(gradients):
     """The gradients, none of them before the last one of the backward pass.
 
@@ -255,10 +265,9 @@ class _CompiledSteps:
 
         @tf.function(jit_compile=True)
         def steps(batches):
-            model.__dict__["_updates_wait"] = True
-            for i in tf.range(tf.nest.flatten(batches)[0].shape[0]):
-                model.train_step(tf.nest.map_structure(lambda stacked, i=i: stacked[i], batches))
-            model.__dict__["_updates_wait"] = False
+            with _waiting_updates(model):
+                for i in tf.range(tf.nest.flatten(batches)[0].shape[0]):
+                    model.train_step(tf.nest.map_structure(lambda stacked, i=i: stacked[i], batches))
             return model.get_metrics_result()
 
         self.steps = steps

@@ -217,6 +217,7 @@ class RestrictedBoltzmannMachine(keras.Model):
                 f"Received a strategy with {replicas} replicas."
             )
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        checks.batch_size(arguments)
         arguments["x"] = self._check(arguments.get("x"), "x")
         validation_data = arguments.get("validation_data")
         if isinstance(validation_data, (tuple, list)):
