@@ -26,12 +26,12 @@ MODULES = [
     "builders",
     "data",
     "metrics",
-    "figures",
     "callbacks",
     "recipes",
     "streams",
     "export",
     "zoo",
+    *(f"figures.{path.stem}" for path in sorted((ROOT / "kerasae/figures").glob("*.py")) if path.stem != "__init__"),
     *(f"tasks.{path.stem}" for path in sorted((ROOT / "kerasae/tasks").glob("*.py")) if path.stem != "__init__"),
     *(f"models.{path.stem}" for path in sorted((ROOT / "kerasae/models").glob("*.py")) if path.stem != "__init__"),
 ]

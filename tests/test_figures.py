@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from kerasae import builders, figures, losses, metrics
+from kerasae.figures import drawing, networks
 from kerasae.layers import GaussianCorruption
 from kerasae.models import contractive
 
@@ -752,7 +753,7 @@ def test_jacobian_spectrum_of_a_linear_encoder_is_its_kernels(x):
 def test_jacobians_agree_with_the_contractive_penalty(x, make, monkeypatch):
     model = make((8, 8, 1), 5, (16,), **({"k": 3} if make is builders.k_sparse else {}))
     shown = x[:6, ..., None]
-    monkeypatch.setattr(figures, "_JACOBIAN_ELEMENTS", 2 * 5 * 64)  # two examples at a time
+    monkeypatch.setattr(networks, "_JACOBIAN_ELEMENTS", 2 * 5 * 64)  # two examples at a time
     figure = figures.jacobian_spectrum({"model": model}, shown[:1])
     encoder = model.encoder
     if make is builders.variational:
@@ -761,7 +762,7 @@ def test_jacobians_agree_with_the_contractive_penalty(x, make, monkeypatch):
     values = figure.axes[0].lines[0].get_ydata()
     np.testing.assert_allclose(np.nansum(np.square(values)), norm[0], rtol=1e-4)
     assert np.isfinite(values).sum() == (3 if make is builders.k_sparse else 5)
-    jacobians = list(figures._jacobians(model, shown))
+    jacobians = list(networks._jacobians(model, shown))
     assert [len(jacobian) for jacobian in jacobians] == [2, 2, 2]
     np.testing.assert_allclose(np.square(np.concatenate(jacobians)).sum(axis=(1, 2)), norm, rtol=1e-4)
 
@@ -899,12 +900,7 @@ def drawings(x, labels):
 
 
 def public_drawings():
-    other = {"save", "theme"}
-    return [
-        n
-        for n, f in vars(figures).items()
-        if getattr(f, "__module__", 0) == figures.__name__ and n[0] != "_" and n not in other
-    ]
+    return [name for name in figures.__all__ if name not in {"save", "theme"}]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -944,7 +940,7 @@ def test_a_given_axes_is_drawn_in(drawings, name):
 
 
 def test_curves_stand_out_on_white_and_black():
-    for colour in figures._LINE_COLOURS:
+    for colour in drawing.LINE_COLOURS:
         assert min(contrast(colour, "white"), contrast(colour, "black")) >= 3
 
 
