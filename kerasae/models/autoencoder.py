@@ -1,24 +1,22 @@
 """The one mechanism: every family is this class with its own terms."""
 
-import functools
-import inspect
 import math
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, losses
 from kerasae.layers import TiedDense
-from kerasae.models import distribution, execution
+from kerasae.models.fitting import Fitting, is_array, predict
+from kerasae.models.steps import ActiveUnits
 from kerasae.networks import check_pair
 
 RECONSTRUCTION_LOSSES = ("squared_error", "binary_crossentropy")
 
 
 @keras.saving.register_keras_serializable("kerasae")
-class Autoencoder(keras.Model):
+class Autoencoder(Fitting):
     """An autoencoder: minimises `E d(x, g(f(x)))` over an encoder f and a decoder g.
 
     Training and evaluation log `loss` and `reconstruction_loss`, the mean over examples of `d`, summed over features. The model is an
@@ -143,7 +141,7 @@ class Autoencoder(keras.Model):
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
-        codes = _predict(self.encoder, self._check_inputs(x), batch_size, verbose)
+        codes = predict(self.encoder, self._check_inputs(x), batch_size, verbose)
         return self.code_of(codes)
 
     def code_of(self, encoder_output):
@@ -152,9 +150,9 @@ class Autoencoder(keras.Model):
 
     def decode(self, z, batch_size=256, verbose=0):
         """Reconstructions from codes: NumPy, `(n, *input_shape)`. Takes what `keras.Model.predict` takes."""
-        if _is_array(z):
+        if is_array(z):
             z = checks.array(z, self.decoder.inputs[0].shape[1:], name="z")
-        return self.reconstruction_of(_predict(self.decoder, z, batch_size, verbose))
+        return self.reconstruction_of(predict(self.decoder, z, batch_size, verbose))
 
     def reconstruction_of(self, decoder_output):
         """The reconstruction among the decoder's outputs."""
@@ -185,193 +183,6 @@ class Autoencoder(keras.Model):
         """Number of entries of a code, or None where the code's shape depends on the input's."""
         shape = self.encoder.outputs[0].shape[1:]
         return None if None in shape else math.prod(shape)
-
-    # -- The steps ---------------------------------------------------------------------------------------------------------------------
-
-    def train_step(self, data):
-        with tf.GradientTape() as tape:
-            loss, batch = self._loss(data, training=True)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, self.trainable_variables)
-        if distribution.num_replicas() > 1:
-            gradients = distribution.sum_before_clipping(self.optimizer, gradients)
-        if self.__dict__.get("_updates_wait") and gradients[0] is not None:
-            gradients = execution.when_all_are_known(gradients)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return distribution.as_logs(self.compute_metrics(**batch))
-
-    def test_step(self, data):
-        _, batch = self._loss(data, training=False)
-        return distribution.as_logs(self.compute_metrics(**batch))
-
-    def predict_step(self, data):
-        if distribution.num_replicas() == 1:
-            return super().predict_step(data)
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return distribution.call_without_empty_batches(self, x, lambda x: self(x, training=False))
-
-    def _loss(self, data, training):
-        """The scalar loss of a batch, its terms tracked; and what `compute_metrics` takes."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = self.arranged(x)
-        y = self.target_of(x) if y is None else y
-        batch_size = tf.shape(tf.nest.flatten(x)[0])[0]
-        if distribution.num_replicas() == 1:
-            outputs = self.forward(x, training=training)
-        else:
-            outputs = distribution.call_without_empty_batches(self, x, lambda x: self.forward(x, training=training))
-        reconstruction = outputs["reconstruction"]
-        terms = self.terms(y, outputs)
-        if sample_weight is not None:
-            sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
-            terms = {name: term * sample_weight for name, term in terms.items()}
-            # Keras's losses and metrics want a weight for each of their own values, (batch, ..., 1): all of y's axes but the last.
-            sample_weight = ops.reshape(sample_weight, (-1, *[1] * (len(y.shape) - 2)))
-        if self.loss is not None:
-            # The user's Keras loss, with Keras's own reduction and sample weights: the same number for every example of the batch.
-            user_loss = self._compile_loss(y, reconstruction, sample_weight)
-            if distribution.num_replicas() > 1:
-                distribution.check_keras_loss(self.loss, y, reconstruction)
-                user_loss *= distribution.num_replicas()  # Keras has divided by it
-            terms["reconstruction_loss"] = tf.fill((batch_size,), tf.cast(user_loss, tf.float32))
-        weights = self.term_weights
-        total = sum(weights.get(name, 1.0) * term for name, term in terms.items())
-        if distribution.num_replicas() == 1:
-            loss = ops.mean(total)
-            loss += sum((ops.cast(ops.sum(extra), loss.dtype) for extra in self.losses), 0.0)
-            mean_loss = loss
-        else:
-            extras = sum((ops.cast(ops.sum(extra), total.dtype) for extra in distribution.regularisation(self)), 0.0)
-            loss, mean_loss = distribution.share_of_mean(total)
-            loss, mean_loss = loss + extras / distribution.num_replicas(), mean_loss + extras
-        for tracker in self._term_trackers:
-            tracker.update_state(terms[tracker.name])
-        if self._active_units is not None:
-            self._active_units.update_state(ops.reshape(outputs.get("z_mean", outputs["z"]), (-1, self.code_size)))
-        self._loss_tracker.update_state(mean_loss, sample_weight=batch_size)
-        return loss, {"x": x, "y": y, "y_pred": reconstruction, "sample_weight": sample_weight}
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Under a strategy Keras builds what `compile` was given from the mean of the replicas' first batches, whose sizes may differ.
-        if self._distribute_strategy is not None:
-            with self._distribute_strategy.scope():
-                x = self.encoder.inputs if len(self.encoder.inputs) > 1 else self.encoder.inputs[0]
-                self._symbolic_build(data_batch=(x, self.decoder.outputs[0]))
-
-    def compile(self, *args, **kwargs):
-        """Takes what `keras.Model.compile` takes. Where neither `jit_compile` nor `steps_per_execution` is given, `fit` chooses them."""
-        arguments = inspect.signature(super().compile).bind(*args, **kwargs).arguments
-        super().compile(*args, **kwargs)
-        # Whoever says how steps are to be run gets that; else `fit` chooses.
-        self._plans_execution = (
-            arguments.get("jit_compile", "auto") == "auto" and arguments.get("steps_per_execution", 1) == 1
-        )
-        self.__dict__.pop("_planned_functions", None)
-
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        return {**config, "jit_compile": "auto"} if config and self._plans_execution else config
-
-    def compile_from_config(self, config):
-        if type(self).compile is not Autoencoder.compile:
-            super().compile_from_config(config)
-            return
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    # -- The door: data is checked before training starts ------------------------------------------------------------------------------
-
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
-        distribution.check(self)
-        arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        self._check_data(arguments)
-        if arguments.get("validation_data") is not None and not _is_batched(arguments["validation_data"]):
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
-            validation = {"x": x, "y": y, "sample_weight": sample_weight}
-            self._check_data(validation, prefix="validation ")
-            arguments["validation_data"] = tuple(v for v in validation.values() if v is not None)
-        plan = execution.plan(self, arguments) if self.compiled and self._plans_execution else (False, 1)
-        with execution.carried_out(self, *plan, arguments) as arguments:
-            return super().fit(**arguments)
-
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
-        # The same noise in every evaluation, so that two of the same model agree and epochs can be compared.
-        state = self.evaluation_seed_generator.state
-        state.assign(ops.stack([state[0], ops.zeros_like(state[0])]))
-        if "_use_cached_eval_dataset" in kwargs:  # `fit` validates on data it has checked
-            return super().evaluate(*args, **kwargs)
-        arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
-        arguments.update(arguments.pop("kwargs", {}))
-        self._check_data(arguments)
-        return super().evaluate(**execution.fed(self, arguments))
-
-    @functools.wraps(keras.Model.predict)
-    def predict(self, x, *args, **kwargs):
-        arguments = inspect.signature(super().predict).bind(self._check_inputs(x), *args, **kwargs).arguments
-        checks.batch_size(arguments)
-        return super().predict(**execution.fed(self, arguments))
-
-    def _check_inputs(self, x):
-        if _is_array(x) or (len(self.encoder.inputs) > 1 and not _is_batched(x)):
-            return self.check_examples(x)
-        return x
-
-    def _check_data(self, arguments, prefix=""):
-        """Checks `x`, `y` and `sample_weight` of a call in place."""
-        checks.batch_size(arguments)
-        x, y = arguments.get("x"), arguments.get("y")
-        if x is None:
-            raise ValueError(f"No {prefix}data: pass an array of examples or a tf.data.Dataset as `x`.")
-        target_shape = self.decoder.outputs[0].shape[1:]
-        if _is_batched(x):
-            self._check_batches(x, target_shape, prefix)
-            return
-        if isinstance(x, tuple) and len(x) == 1:
-            (x,) = x
-        x = self.check_examples(x, f"{prefix}x", unit_interval=y is None and self.needs_unit_interval)
-        arguments["x"], target = x, self.target_of(x)
-        if y is not None:
-            arguments["y"] = checks.array(y, target_shape, name=f"{prefix}y", unit_interval=self.needs_unit_interval)
-            if len(arguments["y"]) != len(target):
-                raise ValueError(
-                    f"{prefix}`x` and `y` must hold the same number of examples. "
-                    f"Received: {len(target)} and {len(arguments['y'])}"
-                )
-        if arguments.get("sample_weight") is not None:
-            weights = checks.array(arguments["sample_weight"], name=f"{prefix}sample_weight")
-            if weights.shape not in {(len(target),), (len(target), 1)}:
-                raise ValueError(
-                    f"`{prefix}sample_weight` must have shape ({len(target)},), a weight an example. "
-                    f"Received: {weights.shape}"
-                )
-            arguments["sample_weight"] = weights
-            # Without a target Keras would drop the weights in silence.
-            arguments.setdefault("y", target)
-            if arguments["y"] is None:
-                arguments["y"] = target
-
-    def _check_batches(self, batches, target_shape, prefix):
-        """Checks what can be known of a `tf.data.Dataset` or `PyDataset` before training: its form, and its first batch."""
-        if isinstance(batches, tf.data.Dataset):
-            first = next(iter(batches.take(1)), None)
-        elif isinstance(batches, keras.utils.PyDataset):
-            first = batches[0] if batches.num_batches != 0 else None
-        else:
-            return  # a generator: looking would take a batch away
-        if first is None:
-            raise ValueError(f"The {prefix}dataset is empty.")
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(first)
-        where = f"{prefix}x in the dataset's first batch"
-        self.check_examples(x, where, unit_interval=y is None and self.needs_unit_interval)
-        if y is not None:
-            if len(np.shape(y)) != len(target_shape) + 1:
-                raise ValueError(
-                    f"The {prefix}dataset gives (x, y) with y of shape {tuple(np.shape(y))}, and y is the target: shape "
-                    f"(batch, {', '.join(map(str, target_shape))}). If y are labels, drop them: dataset.map(lambda x, y: x)."
-                )
-            checks.array(y, target_shape, name=where.replace("x", "y", 1), unit_interval=self.needs_unit_interval)
 
     # -- Saving ------------------------------------------------------------------------------------------------------------------------
 
@@ -407,58 +218,6 @@ class Autoencoder(keras.Model):
         for i, state in enumerate(self._seed_states()):
             state.assign(np.asarray(store[f"seed_state_{i}"]))
         super().load_own_variables({key: store[key] for key in store.keys() if not key.startswith("seed_state_")})
-
-
-class ActiveUnits(keras.metrics.Metric):
-    """Counts the units of a code whose variance over all examples seen exceeds a threshold.
-
-    Args:
-        num_units: size of the code.
-        threshold: of the variance; in squared units of the code.
-
-    Reference:
-        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", appendix C.
-    """
-
-    def __init__(self, num_units, threshold, name="active_units"):
-        super().__init__(name=name)
-        self.threshold = threshold
-        # Sums, so that those of several replicas can be added up.
-        self.count = self.add_variable((), "zeros", name="count")
-        self.sum = self.add_variable((num_units,), "zeros", name="sum")
-        self.sum_of_squares = self.add_variable((num_units,), "zeros", name="sum_of_squares")
-
-    def update_state(self, codes):
-        codes = ops.cast(codes, "float32")
-        self.count.assign_add(ops.cast(ops.shape(codes)[0], "float32"))
-        self.sum.assign_add(ops.sum(codes, axis=0))
-        self.sum_of_squares.assign_add(ops.sum(ops.square(codes), axis=0))
-
-    def result(self):
-        count = ops.maximum(self.count, 1.0)
-        variance = self.sum_of_squares / count - ops.square(self.sum / count)
-        return ops.sum(ops.cast(variance > self.threshold, "float32"))
-
-
-def _is_batched(x):
-    """Whether `x` yields batches by itself, rather than being an array of examples."""
-    return isinstance(
-        x, (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
-    ) or inspect.isgenerator(x)
-
-
-def _is_array(x):
-    return not _is_batched(x) and not isinstance(x, (dict, list, tuple))
-
-
-def _predict(network, x, batch_size, verbose):
-    if _is_batched(x):
-        return network.predict(x, verbose=verbose)
-    batch_size = checks.positive_int(batch_size, "batch_size")
-    arrays = x if isinstance(x, list) else [x]
-    if network.distribute_strategy.num_replicas_in_sync > 1 and all(isinstance(a, np.ndarray) for a in arrays):
-        return distribution.predict(network, x, batch_size, verbose)
-    return network.predict(**execution.fed(network, {"x": x, "batch_size": batch_size, "verbose": verbose}))
 
 
 def _logits_decoder(decoder):

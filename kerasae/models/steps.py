@@ -1,0 +1,135 @@
+"""What one step of training, evaluating and predicting computes, and how `compile` and files set it up."""
+
+import inspect
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kerasae.models import distribution, execution
+
+
+class Steps(keras.Model):
+    """The steps of every family: they take `forward` and `terms` of a model, and its `term_weights`, from `Autoencoder`."""
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            loss, batch = self._loss(data, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, self.trainable_variables)
+        if distribution.num_replicas() > 1:
+            gradients = distribution.sum_before_clipping(self.optimizer, gradients)
+        if self.__dict__.get("_updates_wait") and gradients[0] is not None:
+            gradients = execution.when_all_are_known(gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return distribution.as_logs(self.compute_metrics(**batch))
+
+    def test_step(self, data):
+        _, batch = self._loss(data, training=False)
+        return distribution.as_logs(self.compute_metrics(**batch))
+
+    def predict_step(self, data):
+        if distribution.num_replicas() == 1:
+            return super().predict_step(data)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return distribution.call_without_empty_batches(self, x, lambda x: self(x, training=False))
+
+    def _loss(self, data, training):
+        """The scalar loss of a batch, its terms tracked; and what `compute_metrics` takes."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = self.arranged(x)
+        y = self.target_of(x) if y is None else y
+        batch_size = tf.shape(tf.nest.flatten(x)[0])[0]
+        if distribution.num_replicas() == 1:
+            outputs = self.forward(x, training=training)
+        else:
+            outputs = distribution.call_without_empty_batches(self, x, lambda x: self.forward(x, training=training))
+        reconstruction = outputs["reconstruction"]
+        terms = self.terms(y, outputs)
+        if sample_weight is not None:
+            sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+            terms = {name: term * sample_weight for name, term in terms.items()}
+            # Keras's losses and metrics want a weight for each of their own values, (batch, ..., 1): all of y's axes but the last.
+            sample_weight = ops.reshape(sample_weight, (-1, *[1] * (len(y.shape) - 2)))
+        if self.loss is not None:
+            # The user's Keras loss, with Keras's own reduction and sample weights: the same number for every example of the batch.
+            user_loss = self._compile_loss(y, reconstruction, sample_weight)
+            if distribution.num_replicas() > 1:
+                distribution.check_keras_loss(self.loss, y, reconstruction)
+                user_loss *= distribution.num_replicas()  # Keras has divided by it
+            terms["reconstruction_loss"] = tf.fill((batch_size,), tf.cast(user_loss, tf.float32))
+        weights = self.term_weights
+        total = sum(weights.get(name, 1.0) * term for name, term in terms.items())
+        if distribution.num_replicas() == 1:
+            loss = ops.mean(total)
+            loss += sum((ops.cast(ops.sum(extra), loss.dtype) for extra in self.losses), 0.0)
+            mean_loss = loss
+        else:
+            extras = sum((ops.cast(ops.sum(extra), total.dtype) for extra in distribution.regularisation(self)), 0.0)
+            loss, mean_loss = distribution.share_of_mean(total)
+            loss, mean_loss = loss + extras / distribution.num_replicas(), mean_loss + extras
+        for tracker in self._term_trackers:
+            tracker.update_state(terms[tracker.name])
+        if self._active_units is not None:
+            self._active_units.update_state(ops.reshape(outputs.get("z_mean", outputs["z"]), (-1, self.code_size)))
+        self._loss_tracker.update_state(mean_loss, sample_weight=batch_size)
+        return loss, {"x": x, "y": y, "y_pred": reconstruction, "sample_weight": sample_weight}
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Under a strategy Keras builds what `compile` was given from the mean of the replicas' first batches, whose sizes may differ.
+        if self._distribute_strategy is not None:
+            with self._distribute_strategy.scope():
+                x = self.encoder.inputs if len(self.encoder.inputs) > 1 else self.encoder.inputs[0]
+                self._symbolic_build(data_batch=(x, self.decoder.outputs[0]))
+
+    def compile(self, *args, **kwargs):
+        """Takes what `keras.Model.compile` takes. Where neither `jit_compile` nor `steps_per_execution` is given, `fit` chooses them."""
+        arguments = inspect.signature(super().compile).bind(*args, **kwargs).arguments
+        super().compile(*args, **kwargs)
+        # Whoever says how steps are to be run gets that; else `fit` chooses.
+        self._plans_execution = (
+            arguments.get("jit_compile", "auto") == "auto" and arguments.get("steps_per_execution", 1) == 1
+        )
+        self.__dict__.pop("_planned_functions", None)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return {**config, "jit_compile": "auto"} if config and self._plans_execution else config
+
+    def compile_from_config(self, config):
+        if type(self).compile is not Steps.compile:
+            super().compile_from_config(config)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+
+class ActiveUnits(keras.metrics.Metric):
+    """Counts the units of a code whose variance over all examples seen exceeds a threshold.
+
+    Args:
+        num_units: size of the code.
+        threshold: of the variance; in squared units of the code.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", appendix C.
+    """
+
+    def __init__(self, num_units, threshold, name="active_units"):
+        super().__init__(name=name)
+        self.threshold = threshold
+        # Sums, so that those of several replicas can be added up.
+        self.count = self.add_variable((), "zeros", name="count")
+        self.sum = self.add_variable((num_units,), "zeros", name="sum")
+        self.sum_of_squares = self.add_variable((num_units,), "zeros", name="sum_of_squares")
+
+    def update_state(self, codes):
+        codes = ops.cast(codes, "float32")
+        self.count.assign_add(ops.cast(ops.shape(codes)[0], "float32"))
+        self.sum.assign_add(ops.sum(codes, axis=0))
+        self.sum_of_squares.assign_add(ops.sum(ops.square(codes), axis=0))
+
+    def result(self):
+        count = ops.maximum(self.count, 1.0)
+        variance = self.sum_of_squares / count - ops.square(self.sum / count)
+        return ops.sum(ops.cast(variance > self.threshold, "float32"))
