@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -14,10 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 import kerasae
-from kerasae import checks
+from kerasae import checks, writing
 from kerasae.export import litert_files, onnx_files, parity
 from kerasae.export import variants as variant_files
-from kerasae.export.folders import written_whole
 from kerasae.export.onnx_files import DEFAULT_OPSET
 from kerasae.export.parts import ExportError, in_float32, parts_of, parts_of_estimator, score_of
 from kerasae.export.readme import readme
@@ -146,7 +144,7 @@ def export(
         examples = parity.check_examples(given, encoder)
         many_examples = examples if given is None else _spread(given)
     try:
-        with written_whole(folder, replace) as (bundle, workspace):
+        with writing.folder(folder, replace) as bundle:
             original = model
             model, policies = (original, []) if is_estimator else in_float32(original)
             parts = parts_as_asked(model)
@@ -155,7 +153,7 @@ def export(
             _logger.info("Running the files in a process without Keras")
             inputs = parity.batches(parts, examples)
             expected = parity.references(parts, inputs)
-            outputs = parity.replay(parts, inputs, bundle, formats, workspace / "replay")
+            outputs = parity.replay(parts, inputs, bundle, formats, bundle.parent / "replay")
             tolerances = dict.fromkeys(formats, tolerance)
             if "litert" in formats:
                 tolerances["litert"] = litert_files.TOLERANCE_FACTOR * tolerance
@@ -195,7 +193,7 @@ def export(
             if variants:
                 _logger.info("Measuring the files in lower precision")
                 manifest["variants"] = _measure_variants(
-                    parts, variants, many_examples, are_given, image_input, bundle, workspace / "variants"
+                    parts, variants, many_examples, are_given, image_input, bundle, bundle.parent / "variants"
                 )
             (bundle / "request.json").write_text(json.dumps(_request(parts[0])) + "\n", encoding="utf-8")
             (bundle / "README.md").write_text(readme(manifest), encoding="utf-8")
@@ -387,9 +385,8 @@ def _version(package):
 
 def _files(bundle):
     """`{path: {"bytes", "sha256"}}` of every file; the manifest, which holds this, comes later."""
-    entries = {}
-    for path in sorted(path for path in bundle.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        entries[path.relative_to(bundle).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    return entries
+    return {
+        path.relative_to(bundle).as_posix(): {"bytes": path.stat().st_size, "sha256": writing.sha256(path)}
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file()
+    }

@@ -7,9 +7,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from kerasae import checks
+from kerasae import checks, writing
 from kerasae.export.bundle import export
-from kerasae.export.folders import written_whole
 from kerasae.export.parts import ExportError
 from kerasae.models import Autoencoder
 
@@ -65,9 +64,9 @@ def page(model, folder, *, denoiser=None, runtime=None, x=None, title=None, repl
     if x is not None:
         x = checks.array(x, model.encoder.inputs[0].shape[1:], name="x")
     try:
-        with written_whole(folder, replace) as (new, workspace):
+        with writing.folder(folder, replace) as new:
             if runtime is None:
-                runtime = _fetch_runtime(workspace)
+                runtime = _fetch_runtime(new.parent)
             shutil.copytree(_PAGE, new, dirs_exist_ok=True)
             (new / "ort").mkdir()
             for name in _RUNTIME_FILES:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasae import checks, figures
+from kerasae import checks, figures, writing
 from kerasae.models import Autoencoder
 
 
@@ -77,8 +77,8 @@ class Pictures(keras.callbacks.Callback):
         self._has_images = self.x.ndim == 3 or (self.x.ndim == 4 and self.x.shape[-1] in (1, 3))
         if self._has_images:
             figures.samples(self.x[: self.num_images])  # for its checks
-        self.folder = None if folder is None else _writable(folder)
-        self.log_dir = None if log_dir is None else _writable(log_dir) / "pictures"
+        self.folder = None if folder is None else writing.writable(folder)
+        self.log_dir = None if log_dir is None else writing.writable(log_dir) / "pictures"
         self._writer = None
         self._last_epoch = None
         self._drawn_epoch = None
@@ -153,15 +153,3 @@ class Pictures(keras.callbacks.Callback):
         # `tf.summary.image` would need TensorBoard to be installed.
         with self._writer.as_default(step=epoch):
             tf.summary.experimental.write_raw_pb(summary.SerializeToString())
-
-
-def _writable(folder):
-    """The folder, made if missing; raises where nothing can be written into it."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"Can't write pictures into {folder}: {error.strerror}. Choose another folder.") from error
-    return folder

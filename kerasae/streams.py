@@ -1,15 +1,12 @@
 """Codes and scores of examples that come in batches, more of them than memory holds."""
 
-import contextlib
-import os
-import uuid
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasae import losses
+from kerasae import losses, writing
 from kerasae.models import Autoencoder, VariationalAutoencoder
 
 
@@ -103,7 +100,7 @@ def write(arrays, path):
     if path.suffix != ".npy":
         raise ValueError(f"`path` must end in .npy. Received: {str(path)!r}")
     rows, form, start = 0, None, None
-    with _written_whole(path) as file:
+    with writing.file(path) as beside, beside.open("xb") as file:
         for array in map(np.ascontiguousarray, arrays):
             if form is None:
                 form = array.shape[1:], array.dtype
@@ -171,15 +168,3 @@ def _items(dataset):
 def _write_header(file, rows, shape, dtype):
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, *shape)}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-@contextlib.contextmanager
-def _written_whole(path):
-    """A file beside `path` that takes its place at the end, or goes."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with beside.open("xb") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

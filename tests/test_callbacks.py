@@ -204,7 +204,7 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path, arguments, m
 @pytest.mark.parametrize("argument", ["folder", "log_dir"])
 def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path, argument):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"Can't write pictures into .*file.*Choose another folder"):
+    with pytest.raises(OSError, match=r"Can't write into .*file.*Choose another folder"):
         Pictures(np.zeros((12, 8, 8, 1)), **{argument: tmp_path / "file" / "folder"})
 
 

@@ -653,7 +653,7 @@ def test_previous_bundle_is_put_back_if_the_move_fails(earlier, monkeypatch):
     rename = Path.rename
 
     def fails(path, target):
-        if path.name == "bundle" and target == earlier.resolve() and path != earlier:
+        if path.name == "new" and target == earlier.resolve():
             raise OSError("disk error")
         return rename(path, target)
 

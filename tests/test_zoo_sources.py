@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasae import zoo
+from kerasae import writing, zoo
 from kerasae.zoo import making, sources
 
 ID = "variational-dense-digits"
@@ -191,7 +191,7 @@ def test_several_processes_at_once(server, cache):
     assert len(outputs) == 1
     paths = [Path(line.split("\t")[1]) for line in outputs.pop().splitlines()]
     assert files_in(cache) == {path.name for path in paths}
-    assert all(path.name.startswith(sources.digest(path)) for path in paths)
+    assert all(path.name.startswith(writing.sha256(path)) for path in paths)
 
 
 def test_a_killed_process_leaves_nothing_that_is_used_and_its_remains_are_removed(server, cache):
@@ -685,7 +685,7 @@ def test_hugging_face_by_its_own_client(hub, cache, tree):
     result = run("zoo", "download", ID, "--source", "hf://me/zoo@v1", HF_TOKEN="hf_secret")
     assert result.returncode == 0, result.stderr
     assert ("GET", f"/me/zoo/resolve/v1{WEIGHTS}", "Bearer hf_secret") in hub.asked
-    paths = {name: cache / f"{sources.digest(tree / ID / name)}-{name}" for name in sources.FILES}
+    paths = {name: cache / f"{writing.sha256(tree / ID / name)}-{name}" for name in sources.FILES}
     assert {path.name for path in paths.values()} == files_in(cache)
     assert all(path.read_bytes() == (tree / ID / name).read_bytes() for name, path in paths.items())
     offline = run("zoo", "show", ID, "--source", "hf://me/zoo@v1", HF_HUB_OFFLINE="1")

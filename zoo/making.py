@@ -2,12 +2,10 @@
 
 import json
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
 
-from kerasae import recipes
+from kerasae import recipes, writing
 from kerasae.zoo import sources
 
 _logger = logging.getLogger(__name__)
@@ -122,7 +120,7 @@ def publish(folder, models=(), source=None):
         _logger.warning("%s is someone's own and stays as it is; the table was not written.", readme)
     else:
         _write(readme, table(folder).encode())
-    recipes.write_json(folder / "index.json", index(folder))
+    writing.json(folder / "index.json", index(folder))
     return list(contents["models"])
 
 
@@ -144,7 +142,7 @@ def _entry(folder):
         raise ValueError(f"{folder} is no complete model: {missing} missing. `kerasae zoo train` writes all.")
     recipe, facts = _read(folder)
     files = {
-        name: {"sha256": sources.digest(folder / name), "bytes": (folder / name).stat().st_size}
+        name: {"sha256": writing.sha256(folder / name), "bytes": (folder / name).stat().st_size}
         for name in sources.FILES
     }
     if files["model.keras"]["sha256"] != facts["model"]["sha256"]:
@@ -169,13 +167,11 @@ def _read(folder):
 
 
 def _write(path, content):
-    """Writes bytes beside their place and moves them in, unless they are there."""
+    """Writes a file, unless it holds these bytes."""
     if path.exists() and path.read_bytes() == content:
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as beside:
-        new = Path(beside) / path.name
-        new.write_bytes(content)
-        os.replace(new, path)
+    with writing.file(path) as beside:
+        beside.write_bytes(content)
 
 
 def card(recipe, facts):

@@ -7,7 +7,6 @@ the release of kerasae: its files may come from anywhere.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -21,6 +20,8 @@ from typing import Annotated, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
 import pydantic
+
+from kerasae import writing
 
 _logger = logging.getLogger(__name__)
 
@@ -114,12 +115,6 @@ def cache():
     return Path(os.environ.get("KERASAE_CACHE") or pooch.os_cache("kerasae")).expanduser() / "zoo"
 
 
-def digest(path):
-    """The sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def source(where=None):
     """The source that a person named.
 
@@ -170,7 +165,7 @@ class _Folder:
         packaged = self._root == PACKAGED
         if not path.exists():
             # Too large for the wheel, and brought from elsewhere before: what counts is the hash.
-            if (path := _cached(file, name)).exists() and digest(path) == file.sha256:
+            if (path := _cached(file, name)).exists() and writing.sha256(path) == file.sha256:
                 return path
             raise FileNotFoundError(
                 f"{name} of {model_id!r} is missing from {self}. "
@@ -181,7 +176,7 @@ class _Folder:
                     else "Publish it again."
                 )
             )
-        if (received := digest(path)) != file.sha256:
+        if (received := writing.sha256(path)) != file.sha256:
             raise ValueError(
                 f"{path} is not the file that was published: its sha256 is {received}, the index says {file.sha256}. "
                 + ("Install kerasae again." if packaged else "Publish it again if it was changed on purpose.")
@@ -206,7 +201,7 @@ class _Remote:
 
     def _download_index(self):
         url = f"{self}/index.json"
-        seen = cache() / f"{hashlib.sha256(str(self).encode()).hexdigest()}-index.json"
+        seen = cache() / f"{writing.sha256(str(self).encode())}-index.json"
         try:
             with tempfile.TemporaryDirectory() as folder:
                 content = Path(self._fetch("index.json", Path(folder) / "index.json")).read_bytes()
@@ -218,12 +213,8 @@ class _Remote:
         index = parse_index(content, url)
         with contextlib.suppress(OSError):  # a cache that can't be written may still hold every file
             seen.parent.mkdir(parents=True, exist_ok=True)
-            beside = seen.with_name(f"tmp-{seen.name}.{os.getpid()}")
-            try:
+            with writing.file(seen) as beside:
                 beside.write_bytes(content)
-                os.replace(beside, seen)
-            finally:
-                beside.unlink(missing_ok=True)
         return index
 
     def path(self, model_id, name):
@@ -356,6 +347,6 @@ def _cached(file, name):
 def _remove_stale(folder):
     # What a killed process left, and no living one still writes after a day.
     with contextlib.suppress(OSError):
-        for path in folder.glob("tmp*"):
+        for path in (*folder.glob("tmp*"), *folder.glob(f"{writing.BESIDE}*")):
             if time.time() - path.stat().st_mtime > 86_400:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
