@@ -11,8 +11,9 @@ from scipy import stats
 from sklearn.base import clone
 
 from kerasae import builders, export, metrics
-from kerasae.tasks.bitsback import LosslessCodec, PixelVariationalAutoencoder, _random_stack
-from kerasae.tasks.codec import Codec, RateDistortionAutoencoder
+from kerasae.models import PixelVariationalAutoencoder, RateDistortionAutoencoder
+from kerasae.tasks.bitsback import LosslessCodec, _random_stack
+from kerasae.tasks.codec import Codec
 
 NUM_IMAGES = 60
 

@@ -8,7 +8,7 @@ import pytest
 
 import kerasae
 from kerasae import export
-from kerasae.tasks import Reducer, SearchIndex, search
+from kerasae.tasks import Reducer, SearchIndex, diffuse
 
 
 def nearest(z, queries, k, metric):
@@ -196,7 +196,7 @@ def test_an_exported_encoder_codes_as_the_model_does(model, digits, tmp_path):
 
 def test_diffused_targets(digits):
     x = digits[0][:120]
-    targets = search.diffuse(x, num_neighbors=4, num_steps=3, num_components=64)
+    targets = diffuse(x, num_neighbors=4, num_steps=3, num_components=64)
     flat = x.reshape(120, -1).astype("float64")
     distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)
     links = np.eye(120)
@@ -209,14 +209,14 @@ def test_diffused_targets(digits):
     assert targets.dtype == "float32"
     np.testing.assert_allclose(targets.reshape(120, -1), walked + flat.mean(axis=0), atol=1e-4)
     with pytest.raises(ValueError, match="more than `num_neighbors`, 10. Received: 10"):
-        search.diffuse(x[:10])
+        diffuse(x[:10])
 
 
 def test_codes_learned_from_diffused_targets_find_more(digits):
     (x, y), (x_test, y_test) = kerasae.data.load("digits", labels=True)
     model = kerasae.builders.undercomplete((8, 8, 1), latent_dim=10, hidden_units=(128,), seed=0)
     model.compile("adam")
-    model.fit(x, search.diffuse(x), epochs=40, verbose=0)
+    model.fit(x, diffuse(x), epochs=40, verbose=0)
 
     def precision(model):
         index = SearchIndex(model)

@@ -7,10 +7,11 @@ _MODULES = {
     "bitsback": ("LosslessCodec",),
     "codec": ("Codec",),
     "denoiser": ("Denoiser",),
+    "diffusion": ("diffuse",),
     "generation": ("fit_prior", "frechet_distance", "interpolate", "sample", "sample_quality", "traverse"),
     "imputer": ("Imputer",),
     "reducer": ("Reducer",),
-    "search": ("SearchIndex", "diffuse"),
+    "search": ("SearchIndex",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import struct
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import keras
@@ -17,90 +15,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks, networks
-from kerasae.models import Autoencoder
+from kerasae.models import Autoencoder, RateDistortionAutoencoder
 from kerasae.tasks.base import DeployedPart, randomness_of, run, shuffled_batches
+from kerasae.tasks.containers import as_images, pack, unit_images, unpack
 
 # Codes are binned at a quarter of the training step; a stream's step is a whole multiple of that, so that its tables are sums of counts.
 _RESOLUTION = 4
 _LARGEST_STEP = 16
 _LARGEST_TABLE = 2**16
 _FILE_VERSION = 1
-
-
-@keras.saving.register_keras_serializable("kerasae")
-class RateDistortionAutoencoder(Autoencoder):
-    """An autoencoder whose codes are cheap to store: minimises squared error plus `rate_weight` times the code's length in nats.
-
-    `E ||x - g(z~)||^2 + rate_weight * sum_j -ln P_j(z~_j)` with `P_j(z) = F_j(z + 1/2) - F_j(z - 1/2)`, F_j a logistic distribution
-    with learned mean and scale. In training `z~ = f(x) + u` with u uniform in [-1/2, 1/2], which stands for the error of rounding; in
-    inference `z~ = round(f(x))`, and the second term is the length of an ideal entropy coder's stream.
-
-    Logged: `reconstruction_loss`, and `rate_loss`, in nats per example.
-
-    Args:
-        encoder, decoder, seed: as in `Autoencoder`.
-        rate_weight: what a nat may cost in squared error, above 0. Default 0.1.
-
-    Raises:
-        ValueError: as `Autoencoder`.
-
-    Example:
-
-    ```python
-    from kerasae.tasks.codec import RateDistortionAutoencoder
-
-    encoder = kerasae.networks.encoder((8, 8, 1), {"z": 16})
-    decoder = kerasae.networks.decoder((8, 8, 1), 16)
-    model = RateDistortionAutoencoder(encoder, decoder, rate_weight=0.05)
-    model.compile("adam")
-    model.fit(x_train, epochs=2)
-    ```
-
-    Reference:
-        Ballé, Laparra and Simoncelli 2017, "End-to-end Optimized Image Compression", equations 8 to 10, with a logistic distribution
-        in place of their piecewise linear density.
-    """
-
-    term_names = ("reconstruction_loss", "rate_loss")
-
-    def __init__(self, encoder, decoder, rate_weight=0.1, seed=None, **kwargs):
-        kwargs.pop("loss", None)
-        super().__init__(encoder, decoder, seed=seed, **kwargs)
-        self.rate_weight = checks.real_number(rate_weight, "rate_weight", minimum=0, exclusive=True)
-        if len(encoder.outputs[0].shape) != 2:
-            raise ValueError(
-                f"The encoder must give codes of shape (batch, latent_dim). Received: {encoder.outputs[0]}"
-            )
-        self.prior_mean = self.add_weight(shape=(self.code_size,), initializer="zeros", name="prior_mean")
-        self.prior_log_scale = self.add_weight(shape=(self.code_size,), initializer="zeros", name="prior_log_scale")
-
-    @property
-    def term_weights(self):
-        return {"rate_loss": self.rate_weight}
-
-    def forward(self, x, training):
-        z = ops.cast(self.encoder(x, training=training), "float32")
-        if training:
-            z = z + keras.random.uniform(ops.shape(z), -0.5, 0.5, seed=self.noise_generator(training))
-        else:
-            z = ops.round(z)
-        return {"z": z, **self.reconstruct(z, training)}
-
-    def terms(self, x, outputs):
-        return {**super().terms(x, outputs), "rate_loss": self.rate(outputs["z"])}
-
-    def rate(self, z):
-        """`sum_j -ln P_j(z_j)` per example, in nats, shape `(batch,)`."""
-        inverse_scale = ops.exp(-self.prior_log_scale)
-        # F is symmetric: P is taken on the lower side, where the difference of two small numbers keeps its digits.
-        z = -ops.abs(z - self.prior_mean)
-        probability = ops.sigmoid((z + 0.5) * inverse_scale) - ops.sigmoid((z - 0.5) * inverse_scale)
-        return -ops.sum(ops.log(ops.maximum(probability, 1e-9)), axis=1)
-
-    def get_config(self):
-        config = super().get_config()
-        del config["loss"]
-        return {**config, "rate_weight": self.rate_weight}
 
 
 class Codec(BaseEstimator):
@@ -495,123 +418,3 @@ class Codec(BaseEstimator):
                 f"Images must have the shape {self.image_shape_}, as in fit. Received an array of shape: {X.shape}"
             )
         return X
-
-
-# -- Images and containers, shared with lossless coding ----------------------------------------------------------------------------------
-
-_MAGIC = b"KRAE"
-_VERSION = 1
-_KINDS = ("lossy", "lossless")
-_DTYPES = ("uint8", "float32", "float64")
-_START = struct.Struct("<4sBBB8s")  # magic, version, kind, dtype, fingerprint
-
-
-def unit_images(X):
-    """Images as float32 in [0, 1], (n, height, width, channels); raises `ValueError` on anything else than uint8 or floats in [0, 1]."""
-    X = np.asarray(X)
-    if X.dtype.name not in _DTYPES:
-        raise ValueError(f"Images must be uint8, or float32 or float64 in [0, 1]. Received dtype: {X.dtype}")
-    if X.ndim not in (3, 4):
-        raise ValueError(
-            f"Images must have the shape (n, height, width) or (n, height, width, channels). Received: {X.shape}"
-        )
-    checks.array(X, name="X", unit_interval=X.dtype != "uint8")
-    x = X.astype("float32") / 255 if X.dtype == "uint8" else X.astype("float32")
-    return x if x.ndim == 4 else x[..., None]
-
-
-def as_images(x, header):
-    """Reconstructions as the images that a header describes."""
-    x = np.clip(x, 0, 1).reshape(header["num_images"], *header["image_shape"])
-    return np.rint(x * 255).astype("uint8") if header["dtype"] == "uint8" else x.astype(header["dtype"])
-
-
-def pack(kind, fingerprint, X, parameters, payload):
-    """A container.
-
-    Args:
-        kind: `"lossy"` or `"lossless"`.
-        fingerprint: hex digits of the codec; the first 16 are stored.
-        X: the images, of which dtype and shape are stored.
-        parameters: whole numbers that the kind needs.
-        payload: uint32 words.
-
-    Returns:
-        bytes.
-    """
-    start = _START.pack(
-        _MAGIC, _VERSION, _KINDS.index(kind), _DTYPES.index(X.dtype.name), bytes.fromhex(fingerprint[:16])
-    )
-    numbers = [len(parameters), *parameters, len(X), X.ndim - 1, *X.shape[1:], len(payload)]
-    body = start + b"".join(_varint(number) for number in numbers) + payload.astype("<u4").tobytes()
-    return body + struct.pack("<I", zlib.crc32(body))
-
-
-def unpack(stream, kind, fingerprint):
-    """`({"dtype", "parameters", "num_images", "image_shape"}, payload)` of a container; raises `ValueError` on what is none."""
-    if not isinstance(stream, (bytes, bytearray, memoryview)):
-        raise ValueError(f"A stream must be bytes. Received: {type(stream).__name__}")
-    stream = bytes(stream)
-    if stream[:4] != _MAGIC:
-        raise ValueError(f"Not a kerasae stream: it begins with {stream[:4]!r} instead of {_MAGIC!r}.")
-    cut = ValueError(f"The stream is cut: it ends after {len(stream)} bytes, before what its header announces.")
-    if len(stream) < _START.size:
-        raise cut
-    _, version, kind_number, dtype, made_by = _START.unpack_from(stream)
-    if version > _VERSION:
-        raise ValueError(f"The stream has version {version}, and this kerasae reads up to {_VERSION}: update kerasae.")
-    try:
-        position = _START.size
-        parameters, position = _read_varints(stream, position)
-        num_images, position = _read_varint(stream, position)
-        shape, position = _read_varints(stream, position)
-        num_words, position = _read_varint(stream, position)
-    except IndexError:
-        raise cut from None
-    end = position + 4 * num_words
-    if len(stream) < end + 4:
-        raise cut
-    if len(stream) > end + 4:
-        raise ValueError(f"{len(stream) - end - 4} bytes follow the stream's end: pass one stream at a time.")
-    if zlib.crc32(stream[:end]) != struct.unpack_from("<I", stream, end)[0]:
-        raise ValueError("The stream is damaged: its checksum does not match its contents.")
-    if kind_number >= len(_KINDS) or _KINDS[kind_number] != kind:
-        what = _KINDS[kind_number] if kind_number < len(_KINDS) else kind_number
-        raise ValueError(f"This is a {what} stream, and the codec reads {kind} ones.")
-    if made_by.hex() != fingerprint[:16]:
-        raise ValueError(
-            f"The stream was written by another codec: fingerprint {made_by.hex()}, and this one's is {fingerprint[:16]}. "
-            "Load the codec that encoded it."
-        )
-    header = {"dtype": _DTYPES[dtype], "parameters": parameters, "num_images": num_images, "image_shape": tuple(shape)}
-    return header, np.frombuffer(stream, "<u4", num_words, position).astype("uint32")
-
-
-def _varint(number):
-    """Seven bits a byte, the lowest first; all but the last have the highest bit set."""
-    parts = bytearray()
-    while number >= 128:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*parts, number])
-
-
-def _read_varint(stream, position):
-    number = shift = 0
-    while True:
-        byte = stream[position]
-        position += 1
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return number, position
-
-
-def _read_varints(stream, position):
-    """Their number, then they."""
-    length, position = _read_varint(stream, position)
-    numbers = []
-    for _ in range(length):
-        number, position = _read_varint(stream, position)
-        numbers.append(number)
-    return numbers, position

@@ -13,22 +13,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks, networks
-from kerasae.layers import random_seed
-from kerasae.models import Autoencoder
+from kerasae.models import IncompleteDataAutoencoder
+from kerasae.models.incomplete import LOG_SCALES, FactorPosterior, ObservedPairs, log_density, log_ratio
 from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
+from kerasae.tasks.factor_analysis import fit_factors
 
 # Rows that are imputed at a time: each is decoded `n_samples` times.
 _ROWS_AT_ONCE = 64
-# Bounds of what the decoder gives before its exponential: scales from e^-6 to e^3 standard deviations.
-_LOG_SCALES = (-6.0, 3.0)
-# Of the factor analysis: numbers of factors tried, rows that are enough, rounds of expectation and maximisation, the prior's weight, the
-# least variance of noise, and the share of observed entries that is held out to choose the number of factors.
-_RANKS = (1, 2, 3, 4, 5, 6, 8, 10)
-_FACTOR_ROWS = 2000
-_ROUNDS = 60
-_PRIOR = 3.0
-_LEAST_NOISE = 0.01
-_HELD_OUT = 0.15
 
 
 class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
@@ -156,7 +147,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
         pairs = _pairs(self._fit_scaling(X))
         seed = self._seed()
-        self.loadings_, self.mean_, self.noise_variance_ = _fit_factors(pairs, latent_dim, seed)
+        self.loadings_, self.mean_, self.noise_variance_ = fit_factors(pairs, latent_dim, seed)
         self.model_ = self._fit_model(pairs, seed=seed, corrupt=_hide(rate) if rate else None)
         self.network_ = self._imputation_network(n_samples, seed)
         return self
@@ -202,7 +193,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
             parameters = run(self.model_.decoder, z.reshape(-1, z.shape[-1]), 4096)
             # (rows, S, columns)
             location, log_scale = np.moveaxis(parameters.reshape(len(rows), self.n_samples, -1, 2), -1, 0)
-            scale = np.exp(np.clip(log_scale, *_LOG_SCALES))
+            scale = np.exp(np.clip(log_scale, *LOG_SCALES))
             log_density = stats.t.logpdf(pairs[:, None, :, 0], degrees, location, scale)
             log_weights = (log_density * pairs[:, None, :, 1]).sum(axis=2)
             log_weights += 0.5 * (np.square(noise) + z_log_var[:, None] - np.square(z)).sum(axis=2)
@@ -288,124 +279,6 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
 
 
 @keras.saving.register_keras_serializable("kerasae")
-class IncompleteDataAutoencoder(Autoencoder):
-    """A variational autoencoder of incomplete rows: minimises `-E ln 1/K sum_k p(o|z_k) p(z_k) / q(z_k|o)`, in nats per example.
-
-    An example is `(columns, 2)`: in each column the value, 0 where it is missing, and 1 where it is observed or 0. The decoder gives
-    location and ln scale of Student's t for each column; the degrees of freedom, one number a column, are trained with the rest.
-
-    Args:
-        encoder: Keras model from `(batch, columns, 2)` to `[z_mean, z_log_var]`.
-        decoder: Keras model from `(batch, latent_dim)` to `(batch, columns, 2)`.
-        k: K, samples an example in training, at least 1.
-        seed: of the noise.
-
-    Reference:
-        Mattei and Frellsen 2019, equation 4.
-    """
-
-    term_names = ("bound_loss",)
-    code_names = ("z_mean", "z_log_var")
-
-    def __init__(self, encoder, decoder, k=20, seed=None, **kwargs):
-        super().__init__(encoder, decoder, seed=seed, **kwargs)
-        self.k = checks.positive_int(k, "k")
-        # nu = 3 + softplus: variances are finite.
-        self.raw_degrees = self.add_weight(shape=encoder.inputs[0].shape[1:2], initializer="zeros", name="raw_degrees")
-
-    def forward(self, x, training):
-        z_mean, z_log_var = self.encoder(x, training=training)
-        batch, latent_dim = tf.shape(z_mean)[0], z_mean.shape[1]
-        seed = random_seed(self.noise_generator(training))
-        noise = tf.random.stateless_normal((self.k, batch, latent_dim), seed, alg="philox")
-        # (k, batch, latent_dim)
-        z = z_mean + ops.exp(0.5 * z_log_var) * noise
-        parameters = self.decoder(ops.reshape(z, (-1, latent_dim)), training=training)
-        parameters = ops.reshape(parameters, (self.k, -1, *parameters.shape[1:]))
-        log_ratio = _log_ratio(z, z_mean, z_log_var)
-        return {
-            "z": z[0],
-            "z_mean": z_mean,
-            "reconstruction": parameters[0],
-            "parameters": parameters,
-            "log_ratio": log_ratio,
-        }
-
-    def terms(self, x, outputs):
-        log_weights = outputs["log_ratio"] + _log_density(x, outputs["parameters"], self._degrees())
-        return {"bound_loss": math.log(self.k) - ops.logsumexp(log_weights, axis=0)}
-
-    def code_of(self, encoder_output):
-        return encoder_output[0]
-
-    def _degrees(self):
-        return 3.0 + ops.softplus(self.raw_degrees)
-
-    def degrees_of_freedom(self):
-        """nu of each column, NumPy `(columns,)`."""
-        return ops.convert_to_numpy(self._degrees())
-
-    def get_config(self):
-        config = super().get_config()
-        del config["loss"]
-        return {**config, "k": self.k}
-
-
-@keras.saving.register_keras_serializable("kerasae")
-class FactorPosterior(keras.layers.Layer):
-    """Factor analysis of incomplete rows: `z ~ N(0, I)`, `x_j ~ N(mean_j + loadings_j . z, 1 / precision_j)`.
-
-    From pairs, `(batch, columns, 2)`, to a list of three: the pairs with `mean_j + loadings_j . E[z|o]` for what is missing, `E[z|o]` and
-    the logarithms of z's posterior variances, 0 and 0 for latents past the factors, each `(batch, latent_dim)`. The weights aren't trained.
-
-    Args:
-        columns: how many.
-        rank: number of factors, at most latent_dim.
-        latent_dim: size of z.
-    """
-
-    def __init__(self, columns, rank, latent_dim, **kwargs):
-        super().__init__(**kwargs)
-        self.columns, self.rank, self.latent_dim = checks.positive_ints((columns, rank, latent_dim), "sizes")
-        self.loadings = self.add_weight(shape=(columns, rank), trainable=False, initializer="zeros", name="loadings")
-        self.mean = self.add_weight(shape=(columns,), trainable=False, initializer="zeros", name="mean")
-        self.precision = self.add_weight(shape=(columns,), trainable=False, initializer="ones", name="precision")
-        self.built = True
-
-    def call(self, pairs):
-        values, observed = pairs[..., 0], pairs[..., 1]
-        weights = observed * self.precision
-        squares = ops.expand_dims(self.loadings, 2) * ops.expand_dims(self.loadings, 1)
-        precision = ops.matmul(weights, ops.reshape(squares, (self.columns, -1)))
-        covariance = _inverse(ops.reshape(precision, (-1, self.rank, self.rank)) + np.eye(self.rank, dtype="float32"))
-        moments = ops.matmul(weights * (values - self.mean), self.loadings)
-        z_mean = ops.sum(covariance * ops.expand_dims(moments, 1), axis=2)
-        z_log_var = ops.log(ops.sum(covariance * np.eye(self.rank, dtype="float32"), axis=2))
-        expected = self.mean + ops.matmul(z_mean, ops.transpose(self.loadings))
-        filled = ops.stack([observed * values + (1.0 - observed) * expected, observed], axis=-1)
-        rest = [(0, 0), (0, self.latent_dim - self.rank)]
-        return [filled, ops.pad(z_mean, rest), ops.pad(z_log_var, rest)]
-
-    def compute_output_shape(self, input_shape):
-        return [input_shape, (input_shape[0], self.latent_dim), (input_shape[0], self.latent_dim)]
-
-    def get_config(self):
-        return {**super().get_config(), "columns": self.columns, "rank": self.rank, "latent_dim": self.latent_dim}
-
-
-@keras.saving.register_keras_serializable("kerasae")
-class ObservedPairs(keras.layers.Layer):
-    """Rows with NaN, `(batch, columns)`, as pairs of value (0 for NaN) and 1 for observed, 0 for NaN: `(batch, columns, 2)`."""
-
-    def call(self, x):
-        missing = ops.isnan(x)
-        return ops.stack([ops.where(missing, ops.zeros_like(x), x), 1.0 - ops.cast(missing, "float32")], axis=-1)
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape, 2)
-
-
-@keras.saving.register_keras_serializable("kerasae")
 class PosteriorSamples(keras.layers.Layer):
     """`z_l = z_mean + sigma * noise_l` for noise that is a weight: `(batch, latent_dim)` twice to `(batch * S, latent_dim)`.
 
@@ -454,7 +327,7 @@ class ImportanceWeightedMean(keras.layers.Layer):
         z = ops.transpose(ops.reshape(z, (-1, samples, latent_dim)), (1, 0, 2))
         parameters = ops.transpose(ops.reshape(parameters, (-1, samples, columns, 2)), (1, 0, 2, 3))
         degrees = np.asarray(self.degrees, "float32")
-        log_weights = _log_ratio(z, z_mean, z_log_var) + _log_density(pairs, parameters, degrees)
+        log_weights = log_ratio(z, z_mean, z_log_var) + log_density(pairs, parameters, degrees)
         weights = ops.exp(log_weights - ops.max(log_weights, axis=0, keepdims=True))
         weights = weights / ops.sum(weights, axis=0, keepdims=True)
         return ops.sum(ops.expand_dims(weights, -1) * parameters[..., 0], axis=0)
@@ -480,86 +353,3 @@ def _hide(rate):
         return pairs * tf.cast(kept, tf.float32)[..., None]
 
     return hide
-
-
-def _inverse(matrices):
-    """Of matrices `I + A` with A positive semidefinite, `(batch, n, n)`, by Gauss and Jordan: ONNX has no inverse."""
-    for unit in np.eye(matrices.shape[-1], dtype="float32"):
-        others = np.outer(1 - unit, 1 - unit)
-        row = ops.matmul(matrices, unit[:, None])
-        # At least 1, so that no pivot is looked for.
-        pivot = ops.sum(row * unit[:, None], axis=1, keepdims=True)
-        row = row * (1 - unit)[:, None] - unit[:, None]
-        matrices = matrices * others - row * ops.transpose(row, (0, 2, 1)) / pivot
-    return -matrices
-
-
-def _fit_factors(pairs, latent_dim, seed):
-    """Loadings `(columns, factors)`, mean and variances of noise of the factor analysis that predicts held-out entries best."""
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(pairs))[:_FACTOR_ROWS]
-    x, observed = np.moveaxis(pairs[rows].astype("float64"), -1, 0)
-    held_out = (observed > 0) & (rng.random(observed.shape) < _HELD_OUT)
-    errors = {}
-    for rank in _RANKS:
-        if rank == 1 or rank <= min(latent_dim, x.shape[1] - 1):
-            loadings, mean, noise = _factor_analysis(x * ~held_out, observed * ~held_out, rank)
-            z, _ = _factor_scores(x * ~held_out, observed * ~held_out, loadings, mean, noise)
-            errors[rank] = np.square(x - mean - z @ loadings.T)[held_out].sum()
-    return _factor_analysis(x, observed, min(errors, key=errors.get))
-
-
-def _factor_scores(x, observed, loadings, mean, noise):
-    """Means `(n, factors)` and covariances of the factors, given what is observed."""
-    rank = loadings.shape[1]
-    squares = (loadings[:, :, None] * loadings[:, None, :]).reshape(-1, rank * rank)
-    covariances = np.linalg.inv(np.eye(rank) + ((observed / noise) @ squares).reshape(-1, rank, rank))
-    moments = (observed * (x - mean) / noise) @ loadings
-    return (covariances @ moments[..., None])[..., 0], covariances
-
-
-def _factor_analysis(x, observed, rank):
-    """Fits by expectation maximisation; x, `(n, columns)`, is 0 where `observed` is."""
-    columns = x.shape[1]
-    # The start: principal axes of the covariances of pairs of columns.
-    values, vectors = np.linalg.eigh(x.T @ x / np.maximum(observed.T @ observed, 1))
-    loadings = vectors[:, ::-1][:, :rank] * np.sqrt(np.maximum(values[::-1][:rank], 0.01))
-    mean, noise = np.zeros(columns), np.full(columns, 0.3)
-    prior = _PRIOR * np.diag([1.0] * rank + [1e-3])
-    counts, squares = observed.sum(axis=0), np.square(x).sum(axis=0)
-    for _ in range(_ROUNDS):
-        z, covariances = _factor_scores(x, observed, loadings, mean, noise)
-        # Each column's regression on [z, 1], with the moments of z's posterior.
-        z = np.column_stack([z, np.ones(len(z))])
-        moments = z[:, :, None] * z[:, None, :]
-        moments[:, :rank, :rank] += covariances
-        moments = (observed.T @ moments.reshape(len(z), -1)).reshape(columns, rank + 1, rank + 1)
-        products = x.T @ z
-        slopes = np.linalg.solve(moments + prior * noise[:, None, None], products[..., None])[..., 0]
-        residuals = squares - 2 * (slopes * products).sum(axis=1) + np.einsum("ij,ijk,ik->i", slopes, moments, slopes)
-        noise = np.maximum((residuals + 0.1 * _PRIOR) / (counts + 0.1 * _PRIOR), _LEAST_NOISE)
-        loadings, mean = slopes[:, :rank], slopes[:, rank]
-    # Turned so that a complete row's factors are independent.
-    _, axes = np.linalg.eigh((loadings / noise[:, None]).T @ loadings)
-    return loadings @ axes[:, ::-1], mean, noise
-
-
-def _log_ratio(z, z_mean, z_log_var):
-    """`ln p(z) - ln q(z|o)` of samples `(S, batch, latent_dim)`: `(S, batch)`; the densities' constants cancel."""
-    squares = ops.square(z - z_mean) * ops.exp(-z_log_var) + z_log_var - ops.square(z)
-    return 0.5 * ops.sum(squares, axis=-1)
-
-
-def _log_density(pairs, parameters, degrees):
-    """`ln p(o|z)` of `pairs`, (batch, columns, 2), under `parameters`, (S, batch, columns, 2): `(S, batch)`."""
-    values, observed = pairs[..., 0], pairs[..., 1]
-    log_scale = ops.clip(parameters[..., 1], *_LOG_SCALES)
-    squares = ops.square((values - parameters[..., 0]) * ops.exp(-log_scale))
-    half = 0.5 * (degrees + 1.0)
-    if isinstance(degrees, np.ndarray):
-        constant = special.gammaln(half) - special.gammaln(0.5 * degrees) - 0.5 * np.log(np.pi * degrees)
-        constant = constant.astype("float32")
-    else:
-        constant = tf.math.lgamma(half) - tf.math.lgamma(0.5 * degrees) - 0.5 * ops.log(np.pi * degrees)
-    log_density = constant - log_scale - half * ops.log(1.0 + squares / degrees)
-    return ops.sum(observed * log_density, axis=-1)

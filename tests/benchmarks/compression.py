@@ -27,7 +27,8 @@ from PIL import Image
 
 import kerasae
 from kerasae import recipes, zoo
-from kerasae.tasks.bitsback import LosslessCodec, PixelVariationalAutoencoder
+from kerasae.models import PixelVariationalAutoencoder
+from kerasae.tasks.bitsback import LosslessCodec
 from kerasae.tasks.codec import Codec
 
 RESULTS = Path(__file__).parent / "results" / "compression.md"
