@@ -8,7 +8,7 @@ import pytest
 
 import kerasae
 from kerasae import export
-from kerasae.tasks import Reducer, SearchIndex, diffuse
+from kerasae.tasks import Reducer, SearchIndex, diffuse, search
 
 
 def nearest(z, queries, k, metric):
