@@ -12,7 +12,7 @@ _HOMES = {
     "FORMATS": "bundle",
     "VARIANTS": "variants",
     "export": "bundle",
-    "page": "webpage",
+    "page": "running.webpage",
 }
 
 __all__ = ["bulk", *_HOMES]

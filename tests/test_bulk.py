@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 import kerasae
-from kerasae import builders
+from kerasae import builders, runtime
 from kerasae.export import bulk
+from kerasae.export.running import bulk as engine
+from kerasae.export.running import parquet
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -195,19 +197,27 @@ def test_a_damaged_file_is_named(bundle, x, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak where Linux has it")
 def test_memory_does_not_grow_with_the_file(bundle, tmp_path):
     code = (
-        "import importlib.util, pathlib, sys\n"
-        f"spec = importlib.util.spec_from_file_location('bulk', {bulk.__file__!r})\n"
-        "bulk = importlib.util.module_from_spec(spec); spec.loader.exec_module(bulk)\n"
-        "bulk.encode_file(*sys.argv[1:])\n"
-        "assert 'tensorflow' not in sys.modules and 'kerasae' not in sys.modules\n"
+        "import pathlib, pickle, sys\n"
+        "sys.modules['kerasae'] = None\n"
+        "pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())(*sys.argv[2:])\n"
+        "assert 'tensorflow' not in sys.modules\n"
         # What getrusage gives holds the parent's memory too.
         "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
+    (tmp_path / "code").write_bytes(engine._as_code(bulk.encode_file))
     peaks = []
     for rows in (50_000, 400_000):  # 12 and 98 MiB, one row group
         x = np.random.default_rng(0).random((rows, FEATURES), dtype="float32")
         write(tmp_path / "in.parquet", x)
-        command = [sys.executable, "-c", code, bundle, tmp_path / "in.parquet", tmp_path / "out.parquet"]
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            tmp_path / "code",
+            bundle,
+            tmp_path / "in.parquet",
+            tmp_path / "out.parquet",
+        ]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024)
     assert peaks[1] - peaks[0] < 30
 
@@ -238,7 +248,7 @@ def test_loopback_and_tls_and_permission_pass():
         ("tls://10.1.2.3:1", False),
         ("tcp://10.1.2.3:1", True),
     ]:
-        assert bulk._check_scheduler(address, insecure) == address
+        assert engine._check_scheduler(address, insecure) == address
 
 
 def test_run_refuses_before_any_work(bundle, x, tmp_path):
@@ -380,7 +390,7 @@ def test_the_same_on_a_cluster_that_is_there(model, bundle, x, tmp_path, protoco
 
 
 def test_the_code_that_travels_names_nothing_of_this_package(tmp_path):
-    (tmp_path / "code").write_bytes(bulk._as_code(bulk.encode_file))
+    (tmp_path / "code").write_bytes(engine._as_code(bulk.encode_file))
     program = (
         "import sys; sys.modules['kerasae'] = None\n"
         "import pickle, pathlib; f = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
@@ -392,6 +402,7 @@ def test_the_code_that_travels_names_nothing_of_this_package(tmp_path):
 
 def test_the_fingerprint_survives_json(bundle, x, tmp_path):
     source = write(tmp_path / "in.parquet", x)
-    fingerprint = bulk._fingerprint(source, "0" * 64, "score", None, ("id",))
+    part = parquet.part_of(runtime.Bundle(bundle), "score")
+    fingerprint = parquet.Source(source, part, keep=("id",)).fingerprint
     assert json.loads(json.dumps(fingerprint)) == fingerprint
     assert Path(source).stat().st_size == fingerprint["source_bytes"]

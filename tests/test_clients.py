@@ -23,10 +23,10 @@ import tensorflow as tf
 from keras import layers
 
 from kerasae import builders, zoo
-from kerasae.export import ExportError, export, page, webpage
+from kerasae.export import ExportError, export, page, parity
 from kerasae.models import Autoencoder
 
-CLIENTS = Path(webpage.__file__).with_name("clients")
+CLIENTS = Path(parity.__file__).with_name("clients")
 
 
 @pytest.fixture(scope="module")

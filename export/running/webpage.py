@@ -14,7 +14,7 @@ from kerasae.models import Autoencoder
 
 RUNTIME = "onnxruntime-web@1.30.0"
 _RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-_PAGE = Path(__file__).with_name("clients") / "page"
+_PAGE = Path(__file__).parents[1] / "clients" / "page"
 
 _logger = logging.getLogger(__name__)
 

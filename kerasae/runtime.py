@@ -1,0 +1,187 @@
+"""Opens exported bundles and runs their ONNX files, with NumPy and ONNX Runtime alone: it needs neither Keras nor this package.
+
+Nothing in a bundle is run before its SHA-256 has been compared with the manifest's.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+
+FORMAT, FORMAT_VERSION = "kerasae-bundle", 1
+_DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names, where NumPy has others
+
+
+class Bundle:
+    """A folder that `kerasae.export.export` wrote.
+
+    Args:
+        folder: the bundle.
+
+    Attributes:
+        manifest: the dict in `manifest.json`.
+        parts: `{name: entry in the manifest}` of the parts that have an ONNX file.
+
+    Raises:
+        ValueError: if the folder has no manifest, or one that is damaged, of another format, or names files outside the folder.
+
+    Example:
+
+    ```python
+    from kerasae.runtime import Bundle
+
+    encode = Bundle("bundle").open("encoder")
+    encode(x_test, batch_size=256)["z"]
+    ```
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        path = self.folder / "manifest.json"
+        if not path.is_file():
+            raise ValueError(
+                f"There is no bundle at {self.folder}: it has no manifest.json. kerasae.export.export writes one."
+            )
+        try:
+            self.manifest = json.loads(path.read_text(encoding="utf-8"))
+            _check_manifest(self.manifest)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not the manifest of a bundle, or is damaged: {type(error).__name__}: {error}"
+            ) from error
+        self.parts = {part["name"]: part for part in self.manifest["parts"] if part["onnx"]}
+
+    def read(self, name):
+        """The bytes of one of the bundle's files; raises ValueError unless they are what was exported."""
+        if name not in self.manifest["files"]:
+            raise ValueError(f"The bundle {self.folder} has no {name}.")
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"The bundle's {name} can't be read: {error}") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
+            raise ValueError(f"{self.folder / name} is not the file that was exported: its SHA-256 is another.")
+        return content
+
+    def entry(self, part):
+        """The manifest's entry of a part that has an ONNX file."""
+        if part not in self.parts:
+            raise ValueError(f"`part` must be one of {sorted(self.parts)}, the bundle's ONNX files. Received: {part!r}")
+        return self.parts[part]
+
+    def open(self, part, **options):
+        """A part of the bundle, such as `"encoder"` or `"score"`, as an `OnnxFunction`, which takes the other options."""
+        return OnnxFunction(self.read(self.entry(part)["onnx"]["file"]), **options)
+
+
+class OnnxFunction:
+    """An ONNX file as a function with named inputs and outputs, all of which begin with the batch.
+
+    Args:
+        content: the file's bytes.
+        threads: that one run uses; they don't spin while they wait, which would take time from other processes. Default: ONNX
+            Runtime's choice, one per core.
+        providers: of ONNX Runtime, such as `("CUDAExecutionProvider", "CPUExecutionProvider")`. Default: the CPU.
+
+    Attributes:
+        content: as given.
+        inputs, outputs: lists of ports, `{"name", "shape", "dtype"}`. Free sizes in a shape are strings.
+    """
+
+    def __init__(self, content, threads=None, providers=("CPUExecutionProvider",)):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.content = content
+        self._session = onnxruntime.InferenceSession(content, options, providers=list(providers))
+        self.inputs = [_port(port) for port in self._session.get_inputs()]
+        self.outputs = [_port(port) for port in self._session.get_outputs()]
+
+    def __call__(self, *arrays, batch_size=None, **named):
+        """The outputs for any number of examples.
+
+        Args:
+            arrays, named: the inputs in order or by their names, `(n, ...)`.
+            batch_size: how many examples are computed together. Default: all. A file that was exported for one batch size is run at
+                that size, and its last batch is filled up.
+
+        Returns:
+            `{name: array}`, each `(n, ...)`.
+
+        Raises:
+            ValueError: on inputs that don't fit.
+        """
+        given = dict(zip([port["name"] for port in self.inputs], arrays, strict=False)) | named
+        if set(given) != {port["name"] for port in self.inputs} or len(arrays) + len(named) != len(given):
+            raise ValueError(
+                f"The inputs are {[port['name'] for port in self.inputs]}. Received {len(arrays)} without a name, and {sorted(named)}"
+            )
+        inputs = {port["name"]: _as_port(given[port["name"]], port) for port in self.inputs}
+        counts = {len(array) for array in inputs.values()}
+        if len(counts) > 1:
+            raise ValueError(f"The inputs must hold equally many examples. Received: {sorted(counts)}")
+        (count,) = counts
+        fixed = self.inputs[0]["shape"][0]
+        size = fixed if isinstance(fixed, int) else batch_size or max(count, 1)
+        names = [port["name"] for port in self.outputs]
+        if not count:  # ONNX Runtime doesn't run an empty batch for every operator
+            inputs = {name: np.zeros((1, *array.shape[1:]), array.dtype) for name, array in inputs.items()}
+        batches = []
+        for start in range(0, max(count, 1), size):
+            batch = {name: array[start : start + size] for name, array in inputs.items()}
+            if isinstance(fixed, int):
+                batch = {name: _filled(array, size) for name, array in batch.items()}
+            batches.append([output[: count - start] for output in self._session.run(names, batch)])
+        return {name: np.concatenate(pieces) for name, pieces in zip(names, zip(*batches, strict=True), strict=True)}
+
+
+def _check_manifest(manifest):
+    """Raises an error of some kind, whose message names what is wrong, unless a manifest has the form of one."""
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {manifest['format']!r}, not {FORMAT!r}")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"its format version is {manifest['format_version']}, and {FORMAT_VERSION} is what is read here"
+        )
+    for name, entry in manifest["files"].items():
+        # As Windows reads it, which knows all that other systems know: drives, both slashes.
+        path = PureWindowsPath(name)
+        if path.anchor or ".." in path.parts:
+            raise ValueError(f"it names a file outside the bundle, {name!r}")
+        if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
+            raise ValueError(f"the SHA-256 of {name} is {entry['sha256']!r}")
+    for part in manifest["parts"]:
+        for port in (*part["inputs"], *part["outputs"]):
+            if not {"name", "shape", "dtype"} <= port.keys():
+                raise ValueError(f"a port of {part['name']} is {port}")
+        if part["onnx"] and part["onnx"]["file"] not in manifest["files"]:
+            raise ValueError(f"{part['name']} is in {part['onnx']['file']!r}, which is not among its files")
+
+
+def _port(port):
+    kind = port.type.removeprefix("tensor(").removesuffix(")")
+    return {"name": port.name, "shape": list(port.shape), "dtype": _DTYPES.get(kind, kind)}
+
+
+def _as_port(values, port):
+    """An array in a port's type, if it fits."""
+    array = np.asarray(values)
+    shape = port["shape"]
+    if array.ndim != len(shape) or any(
+        isinstance(size, int) and size != given for size, given in zip(shape[1:], array.shape[1:], strict=True)
+    ):
+        raise ValueError(f"`{port['name']}` must have the shape {tuple(shape)}. Received: {array.shape}")
+    if not np.can_cast(array.dtype, port["dtype"], "same_kind"):
+        raise ValueError(f"`{port['name']}` must be of type {port['dtype']}. Received: {array.dtype}")
+    return array.astype(port["dtype"], copy=False)
+
+
+def _filled(array, size):
+    """A batch with its last example repeated up to `size` examples."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)]) if len(array) < size else array
