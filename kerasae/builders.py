@@ -19,6 +19,7 @@ from kerasae.models import (
     SparseAutoencoder,
     VariationalAutoencoder,
 )
+from kerasae.registry import NETWORKS
 
 _OUTPUT_ACTIVATIONS = {"squared_error": "linear", "binary_crossentropy": "sigmoid"}
 POSTERIORS = ("diagonal", "isotropic")
@@ -488,8 +489,8 @@ def _networks(encoder, decoder, hyperparameters, encoder_options, decoder_option
     if input_shape is None or latent_dim is None:
         raise ValueError("Pass `input_shape` and `latent_dim`, or your own `encoder` and `decoder`.")
     latent_dim = checks.positive_int(latent_dim, "latent_dim")
-    if network == "conv" and hidden_units == ():
-        hidden_units = None  # a convolutional network has no form without
+    if hidden_units == () and NETWORKS[network].needs_hidden_units:
+        hidden_units = None
     heads = encoder_options.pop("heads", lambda size: {"z": size})(latent_dim)
     return (
         networks.encoder(input_shape, heads, hidden_units, network, activation, **encoder_options),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from kerasae import checks, commands
+from kerasae import checks, commands, registry
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def _fraction(**bounds):
 )
 @click.option("--latent-dim", **_count(1), help="Size of the code. [16, or half the features]")
 @click.option("--hidden-units", type=commands.Numbers("N,N", ","), help="Of each layer, such as 512,256.")
-@click.option("--network", type=click.Choice(["dense", "conv"]))
+@click.option("--network", type=click.Choice(registry.NETWORKS.declared()))
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another option of the family's builder.")
 @click.option("--epochs", **_count(1), help="[20 to 400: about 2,000 batches]")
 @click.option("--batch-size", **_count(1), help="Of all workers together. [32; 128 from 10,000 on]")

@@ -23,6 +23,8 @@ MODULES = [
     "layers",
     "losses",
     "networks",
+    "networks.kinds",
+    "networks.pair",
     "builders",
     "data",
     "metrics",

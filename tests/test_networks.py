@@ -1,9 +1,14 @@
-"""Networks of any shape give back the shape they took."""
+"""Networks of any shape give back the shape they took; kinds of networks; which encoder and decoder fit together."""
 
+import math
+
+import keras
 import numpy as np
 import pytest
+from keras import layers
 
-from kerasae import builders, networks
+from kerasae import builders, networks, tasks
+from kerasae.registry import NETWORKS
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,144 @@ def test_ports_have_the_fields_names():
     assert [tensor.name for tensor in (*model.encoder.inputs, *model.decoder.inputs)] == ["x", "z"]
     assert model.encoder.output_names == ["z_mean", "z_log_var"]
     assert model.decoder.output_names == ["reconstruction"]
+
+
+# -- Kinds ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def residual():
+    """A kind of a user's own: dense layers, each added to what it takes."""
+
+    @networks.register("residual")
+    class Residual(networks.Network):
+        axes = ("steps", "channels")
+        hint = "Add an axis for the channels."
+        hidden_units = (12, 12)
+        needs_hidden_units = True
+
+        def encode(self, x, hidden_units, activation):
+            hidden = layers.Dense(hidden_units[0])(layers.Flatten()(x))
+            for units in hidden_units:
+                hidden = layers.Add()([hidden, layers.Dense(units, activation)(hidden)])
+            return hidden
+
+        def decode(self, z, output_shape, hidden_units, activation, tied=False):
+            hidden = layers.Dense(hidden_units[-1])(z)
+            for units in reversed(hidden_units):
+                hidden = layers.Add()([hidden, layers.Dense(units, activation)(hidden)])
+            return hidden, lambda hidden, name: layers.Reshape(output_shape)(
+                layers.Dense(math.prod(output_shape), name=name)(hidden)
+            )
+
+    yield Residual
+    NETWORKS.remove("residual")
+
+
+def test_kinds_say_what_they_take_and_give():
+    dense, conv = networks.kinds()["dense"], networks.kinds()["conv"]
+    assert (dense.axes, dense.code, dense.hidden_units) == (None, "vector", (512, 256))
+    assert (conv.axes, conv.code, conv.hidden_units) == (("height", "width", "channels"), "vector", (32, 64))
+
+
+def test_names_of_kinds_are_read_without_importing_them():
+    ours = {name for name, kind in networks.kinds().items() if type(kind).__module__.startswith("kerasae.")}
+    assert set(NETWORKS.declared()) == ours
+
+
+def test_a_kind_of_a_user_s_own_in_builders_and_estimators(residual):
+    model = builders.variational((8, 3), 2, network="residual", likelihood="gaussian")
+    model.compile(optimizer="adam")
+    x = np.random.default_rng(0).normal(size=(40, 8, 3)).astype("float32")
+    losses = model.fit(x, epochs=5, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert sum(isinstance(layer, layers.Add) for layer in model.encoder.layers) == 2
+    # A table of single values per step: the axis of the channels is added.
+    reducer = tasks.Reducer(network="residual", hidden_units=(6,), epochs=1, random_state=0).fit(x[..., 0])
+    assert reducer.model_.encoder.input_shape == (None, 8, 1)
+    assert reducer.transform(x[..., 0]).shape == (40, 2)
+
+
+def test_what_a_kind_does_not_take_is_refused(residual):
+    with pytest.raises(
+        ValueError, match=r'"residual"` needs `input_shape` \(steps, channels\). Received: \(20,\). Add an axis'
+    ):
+        builders.undercomplete(20, 2, network="residual")
+    with pytest.raises(ValueError, match=r'`tied` weights need `network="dense"`. Received: \'residual\''):
+        builders.deep((8, 3), 2, (6,), network="residual", tied=True)
+    with pytest.raises(ValueError, match="`network` must be one of .*'residual'.*Did you mean 'residual'"):
+        builders.undercomplete((8, 3), 2, network="resdual")
+
+
+def test_a_name_is_given_once(residual):
+    networks.register("residual")(residual)  # the same class again, as in a notebook
+    with pytest.raises(ValueError, match="There is a network 'dense' already, of kerasae.networks.dense.Dense"):
+        networks.register("dense")(residual)
+    with pytest.raises(ValueError, match="must be a subclass"):
+        networks.register("function")(lambda x: x)
+    with pytest.raises(ValueError, match="must be a Python name"):
+        networks.register("my kind")(residual)
+
+
+def test_a_code_that_is_a_sequence():
+    class PerStep(networks.Network):
+        axes = ("steps", "channels")
+        code = "sequence"
+
+        def encode(self, x, hidden_units, activation):
+            return layers.Dense(hidden_units[0], activation)(x)
+
+        def code_shape(self, input_shape, size, hidden_units):
+            return (input_shape[0], size)
+
+        def decode(self, z, output_shape, hidden_units, activation, tied=False):
+            return z, lambda hidden, name: layers.Dense(output_shape[-1], name=name)(hidden)
+
+    networks.register("per_step")(PerStep)
+    try:
+        model = builders.undercomplete((5, 3), 2, (4,), network="per_step")
+    finally:
+        NETWORKS.remove("per_step")
+    assert model.encoder.output_shape == model.decoder.input_shape == (None, 5, 2)
+    assert model.decoder.output_shape == (None, 5, 3)
+
+
+# -- Pairs ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def conditional_pair(name="label", shape=(), dtype="int32", form=list):
+    """An encoder with a side input `label`, and a decoder that takes a condition besides the code."""
+    x, label = keras.Input((4,), name="x"), keras.Input((), dtype="int32", name="label")
+    hidden = layers.Concatenate()([x, layers.Embedding(10, 2)(label)])
+    encoder = keras.Model([x, label], layers.Dense(2)(hidden))
+    z, condition = keras.Input((2,), name="z"), keras.Input(shape, dtype=dtype, name=name)
+    flat = layers.Flatten()(layers.Embedding(10, 2)(condition) if dtype == "int32" else condition)
+    reconstruction = layers.Dense(4)(layers.Concatenate()([z, flat]))
+    # Keras sorts a dict's inputs by name, "label" before "z".
+    return encoder, keras.Model([z, condition] if form is list else {"z": z, name: condition}, reconstruction)
+
+
+@pytest.mark.parametrize("form", [list, dict])
+def test_a_decoder_takes_the_encoder_s_side_inputs_as_conditions(form):
+    encoder, decoder = networks.check_pair(*conditional_pair(form=form))
+    assert [tensor.name for tensor in encoder.inputs] == ["x", "label"]
+    assert [tensor.name for tensor in decoder.inputs] == ["z", "label"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"name": "month"}, r"takes 'month' besides the code. .* side inputs: \['label'\]"),
+        ({"shape": (3,)}, r"condition 'label' must be .* shape \(None,\) .* Received shape \(None, 3\)"),
+        ({"dtype": "float32", "shape": (1,)}, "dtype int32. Received shape .* dtype float32"),
+    ],
+)
+def test_a_condition_that_is_no_side_input_is_refused(condition, message):
+    with pytest.raises(ValueError, match=message):
+        networks.check_pair(*conditional_pair(**condition))
+
+
+def test_a_condition_without_side_inputs_is_refused():
+    encoder = builders.undercomplete(4, 2, ()).encoder
+    with pytest.raises(ValueError, match="there are none"):
+        networks.check_pair(encoder, conditional_pair()[1])

@@ -30,7 +30,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
-from kerasae import builders, checks
+from kerasae import builders, checks, networks
 from kerasae.models import Autoencoder
 
 FAMILIES = ("undercomplete", "linear", "deep", "denoising", "k_sparse", "sparse", "contractive", "variational")
@@ -71,7 +71,7 @@ class AutoencoderEstimator(BaseEstimator):
             with new weights; if it is compiled, with its optimiser).
         latent_dim: size of the code, at least 1; of a named family.
         hidden_units: of a named family, see its builder. Default: the builder's.
-        network: `"dense"` or `"conv"`, of a named family.
+        network: `"dense"`, `"conv"` or another kind of `kerasae.networks`, of a named family.
         model_options: dict of other options of the builder, such as `{"k": 25}`.
         scaling: of the input, learned in `fit`: `"standard"`, each feature's mean and standard deviation; `"robust"`, its median and
             interquartile range; `"minmax"`, to [0, 1] (as a cross-entropy needs it); `"global"`, each feature's mean and one scale for
@@ -242,8 +242,7 @@ class AutoencoderEstimator(BaseEstimator):
             options = {**self._family_options.get(family, {}), "seed": seed, **(self.model_options or {})}
             if family != "linear":
                 options["network"] = self.network
-                if self.network == "conv" and len(input_shape) == 2:
-                    input_shape = (*input_shape, 1)
+                input_shape = networks.with_axes(input_shape, self.network)
             if self.hidden_units is not None:
                 options["hidden_units"] = self.hidden_units
             return getattr(builders, family)(input_shape, latent_dim=self.latent_dim, **options)
