@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from kerasae.models import Autoencoder, contractive
+from kerasae.models import Autoencoder, chains
 from kerasae.models.contractive import ContractiveAutoencoder, squared_jacobian_norm
+from kerasae.models.jacobian import encode_and_differentiate, exact_measure
 
 NUM_INPUTS, NUM_CODES, BATCH_SIZE = 12, 4, 5
 
@@ -139,14 +140,14 @@ def test_every_activation_agrees_with_finite_differences(float64, x, activation)
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "elu", "gelu", snake])
 def test_value_and_gradients_are_those_of_batch_jacobian(float64, x, activation, hidden_units):
     encoder = dense(activation, hidden_units)
-    assert contractive._dense_chain(encoder) is not None
+    assert chains.dense_chain(encoder) is not None
     assert_same_value_and_gradients(encoder, x)
 
 
 def test_both_ways_to_the_first_layer_are_taken(monkeypatch, float64, x):
     taken = []
-    by_gram = contractive._row_norms_by_gram
-    monkeypatch.setattr(contractive, "_row_norms_by_gram", lambda *args: taken.append(1) or by_gram(*args))
+    by_gram = chains._row_norms_by_gram
+    monkeypatch.setattr(chains, "_row_norms_by_gram", lambda *args: taken.append(1) or by_gram(*args))
     squared_jacobian_norm(dense("tanh", (7,)), x)
     assert len(taken) == 1
     squared_jacobian_norm(dense("tanh", (40,)), x)
@@ -167,7 +168,7 @@ def test_the_gradient_by_the_gram_matrix_can_itself_be_differentiated(float64, x
 
 @pytest.mark.parametrize("activation", NOT_ELEMENTWISE)
 def test_activations_that_mix_units_take_the_generic_path(activation):
-    assert contractive._dense_chain(dense(activation, (8,), code_activation="linear")) is None
+    assert chains.dense_chain(dense(activation, (8,), code_activation="linear")) is None
 
 
 def between_dense_layers():
@@ -188,13 +189,13 @@ def between_dense_layers():
 
 def test_layers_between_dense_ones(float64, x):
     encoder = between_dense_layers()
-    assert contractive._dense_chain(encoder) is not None
+    assert chains.dense_chain(encoder) is not None
     assert_same_value_and_gradients(encoder, x.reshape(-1, 3, 4))
 
 
 def test_one_layer_behind_a_rescaled_input(float64, x):
     encoder = keras.Sequential([keras.Input((NUM_INPUTS,)), layers.Rescaling(3.0), layers.Dense(NUM_CODES, "sigmoid")])
-    assert contractive._dense_chain(encoder) is not None
+    assert chains.dense_chain(encoder) is not None
     assert_same_value_and_gradients(encoder, x)
 
 
@@ -205,11 +206,11 @@ def test_in_training_the_jacobian_is_that_of_the_dropout_drawn(float64, x):
     noisy = [layer for layer in encoder.layers if hasattr(layer, "seed_generator")]
     initial = [layer.seed_generator.state.numpy() for layer in noisy]
     x = tf.constant(x.reshape(-1, 3, 4))
-    exact, _ = contractive._exact_measure(encoder)
+    exact, _ = exact_measure(encoder)
     z, norms = exact(x, training=True)
     for layer, state in zip(noisy, initial, strict=True):
         layer.seed_generator.state.assign(state)
-    expected_z, expected_norms = contractive._encode_and_differentiate(encoder, x, training=True)
+    expected_z, expected_norms = encode_and_differentiate(encoder, x, training=True)
     np.testing.assert_allclose(z, expected_z, rtol=1e-12)
     np.testing.assert_allclose(norms, expected_norms, rtol=1e-10)
     assert not np.allclose(norms, squared_jacobian_norm(encoder, x), rtol=0.01)
@@ -267,7 +268,7 @@ def added_one_by_one():
 )
 def test_other_encoders(float64, rng, build, is_chain):
     encoder = build()
-    assert (contractive._dense_chain(encoder) is not None) == is_chain
+    assert (chains.dense_chain(encoder) is not None) == is_chain
     x = rng.normal(size=(3, *encoder.inputs[0].shape[1:]))
     np.testing.assert_allclose(squared_jacobian_norm(encoder, x), by_finite_differences(encoder, x), rtol=1e-6)
     assert_same_value_and_gradients(encoder, x)

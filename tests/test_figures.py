@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from kerasae import builders, figures, losses, metrics
-from kerasae.figures import drawing, networks
+from kerasae.figures import drawing
 from kerasae.layers import GaussianCorruption
-from kerasae.models import contractive
+from kerasae.models import contractive, jacobian
 
 GAP = 1  # between 8 x 8 images
 
@@ -753,7 +753,7 @@ def test_jacobian_spectrum_of_a_linear_encoder_is_its_kernels(x):
 def test_jacobians_agree_with_the_contractive_penalty(x, make, monkeypatch):
     model = make((8, 8, 1), 5, (16,), **({"k": 3} if make is builders.k_sparse else {}))
     shown = x[:6, ..., None]
-    monkeypatch.setattr(networks, "_JACOBIAN_ELEMENTS", 2 * 5 * 64)  # two examples at a time
+    monkeypatch.setattr(jacobian, "_ELEMENTS_AT_ONCE", 2 * 5 * 64)  # two examples at a time
     figure = figures.jacobian_spectrum({"model": model}, shown[:1])
     encoder = model.encoder
     if make is builders.variational:
@@ -762,7 +762,7 @@ def test_jacobians_agree_with_the_contractive_penalty(x, make, monkeypatch):
     values = figure.axes[0].lines[0].get_ydata()
     np.testing.assert_allclose(np.nansum(np.square(values)), norm[0], rtol=1e-4)
     assert np.isfinite(values).sum() == (3 if make is builders.k_sparse else 5)
-    jacobians = list(networks._jacobians(model, shown))
+    jacobians = list(jacobian.jacobians(model.encoder, shown, model.code_of))
     assert [len(jacobian) for jacobian in jacobians] == [2, 2, 2]
     np.testing.assert_allclose(np.square(np.concatenate(jacobians)).sum(axis=(1, 2)), norm, rtol=1e-4)
 

@@ -7,8 +7,8 @@ import numpy as np
 from kerasae import checks
 from kerasae.figures.curves import singular_values
 from kerasae.figures.drawing import check_mapping, draw_sign_scale, draw_signed, mosaic, rgba, signed_rgba
-
-_JACOBIAN_ELEMENTS = 2**24  # 64 MiB of float32 numbers
+from kerasae.models.chains import path
+from kerasae.models.jacobian import jacobians
 
 
 def filters(model, num_filters=64, columns=None, ax=None):
@@ -101,7 +101,9 @@ def jacobian_spectrum(models, x, ax=None):
     check_mapping(models, "models", "models")
     spectra = {}
     for name, model in models.items():
-        values = np.concatenate([np.linalg.svd(jacobian, compute_uv=False) for jacobian in _jacobians(model, x)])
+        values = np.concatenate(
+            [np.linalg.svd(jacobian, compute_uv=False) for jacobian in jacobians(model.encoder, x, model.code_of)]
+        )
         # What lies below the arithmetic's precision is a zero.
         spectra[name] = np.where(values > np.finfo(values.dtype).eps * values[:, :1], values, 0)
     return singular_values(spectra, ax)
@@ -142,7 +144,7 @@ def tangents(model, x, num_tangents=6, ax=None):
     num_tangents = checks.positive_int(num_tangents, "num_tangents")
     shown = rgba(x, "x")
     rows, names = [], []
-    for jacobian in _jacobians(model, x):
+    for jacobian in jacobians(model.encoder, x, model.code_of):
         _, values, directions = np.linalg.svd(jacobian, full_matrices=False)
         for value, direction in zip(values[:, :num_tangents], directions[:, :num_tangents], strict=True):
             largest = np.take_along_axis(direction, np.abs(direction).argmax(axis=1)[:, None], axis=1)
@@ -172,12 +174,7 @@ def tangents(model, x, num_tangents=6, ax=None):
 
 def _weighted_layers(network):
     """The dense and convolutional layers between a network's first output and its input, last first."""
-    found, tensor = [], network.outputs[0]
-    while tensor is not network.inputs[0]:
-        layer, node, _ = tensor._keras_history
-        if hasattr(layer, "kernel") or hasattr(layer, "tied_to"):
-            found.append(layer)
-        tensor = layer._inbound_nodes[node].input_tensors[0]
+    found = [layer for layer, _, _ in path(network)[::-1] if hasattr(layer, "kernel") or hasattr(layer, "tied_to")]
     if not found:
         raise ValueError(
             f"{network.name!r} has no layer with a kernel: its layers are {[layer.name for layer in network.layers]}."
@@ -218,31 +215,3 @@ def _draw_weights(weights, what, where, num, columns, ax):
     num = min(checks.positive_int(num, f"num_{what}"), len(weights))
     count = f"first {num} of" if num < len(weights) else "all"
     return draw_signed(weights[:num], columns, ax, f"{count} {len(weights)} {what} of the {where}")
-
-
-def _jacobians(model, x):
-    """The encoder's Jacobians, `(batch, codes, features)`, a few examples at a time, so that memory stays bounded."""
-    import tensorflow as tf
-
-    encoder = model.encoder
-    x = checks.array(x, encoder.inputs[0].shape[1:])
-    if "float" not in encoder.inputs[0].dtype:
-        raise ValueError(f"Integers have no derivative, and the encoder takes {encoder.inputs[0].dtype}.")
-    num_codes, num_features = math.prod(encoder.outputs[0].shape[1:]), math.prod(x.shape[1:])
-
-    @tf.function
-    def jacobian(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            z = model.code_of(encoder(x, training=False))
-            z = tf.cast(tf.reshape(z, (-1, num_codes)), x.dtype)
-        # A loop: TensorFlow 2.21's vectorised one takes far more memory, and is wrong for some layers.
-        jacobian = tape.batch_jacobian(
-            z, x, unconnected_gradients=tf.UnconnectedGradients.ZERO, experimental_use_pfor=False
-        )
-        return tf.reshape(jacobian, (-1, num_codes, num_features))
-
-    examples_at_once = max(1, _JACOBIAN_ELEMENTS // (num_codes * num_features))
-    x = x.astype(encoder.inputs[0].dtype)
-    for start in range(0, len(x), examples_at_once):
-        yield jacobian(tf.constant(x[start : start + examples_at_once])).numpy()

@@ -15,6 +15,7 @@ from kerasae import checks, losses, networks
 from kerasae.layers import TiedDense, random_seed
 from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
+from kerasae.models.chains import path
 
 HIDDEN = ("binary", "gaussian")
 
@@ -641,16 +642,12 @@ def _dense_stack(model):
 
 def _dense_chain(network, name):
     """The `(Dense layer, activation)` of a network that is nothing but a chain of them, in order."""
-    chain = []
-    tensor = network.inputs[0]
-    for layer in network.layers:
-        if type(layer) is layers.InputLayer:
-            continue
-        if len(network.outputs) != 1 or layer.input is not tensor:
+    chain, steps = [], path(network)
+    for layer, inputs, _ in steps:
+        if len(network.outputs) != 1 or len(inputs) != 1 or sum(layer is other for other, *_ in steps) > 1:
             raise _not_a_stack(name, f"layer {layer.name!r} doesn't stand in a single chain from input to output")
-        tensor = layer.output
         if type(layer) in (layers.Dense, TiedDense):
-            if not getattr(layer, "use_bias", True) or len(layer.input.shape) != 2:
+            if not getattr(layer, "use_bias", True) or len(inputs[0].shape) != 2:
                 raise _not_a_stack(name, f"layer {layer.name!r} has no bias, or doesn't work on vectors")
             chain.append((layer, layer.activation))
         elif type(layer) is layers.Activation and chain and chain[-1][1] is keras.activations.linear:

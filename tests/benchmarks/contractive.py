@@ -21,7 +21,8 @@ import tensorflow as tf
 
 from kerasae import networks
 from kerasae.models import Autoencoder
-from kerasae.models.contractive import ContractiveAutoencoder, _encode_and_differentiate
+from kerasae.models.contractive import ContractiveAutoencoder
+from kerasae.models.jacobian import encode_and_differentiate
 
 BATCH_SIZE = 128
 NETWORKS = {
@@ -40,7 +41,7 @@ class ByAPassPerCode(ContractiveAutoencoder):
 
     def __init__(self, encoder, decoder):
         super().__init__(encoder, decoder)
-        self._encode_and_measure = lambda x, training: _encode_and_differentiate(encoder, x, training)
+        self._encode_and_measure = lambda x, training: encode_and_differentiate(encoder, x, training)
         self.supports_jit = False
 
 
