@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 import kerasae
 from kerasae.tasks import AnomalyDetector
 from kerasae.tasks.anomaly_layers import ContrastNormalization, GaussianBlur, RelativeDistance, fitted_distance
-from kerasae.tasks.base import run
+from kerasae.tasks.batches import run
 
 QUICK = {"n_estimators": 1, "hidden_units": (16,), "max_samples": 512, "epochs": 3, "random_state": 0}
 

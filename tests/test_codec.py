@@ -194,7 +194,7 @@ def test_files_that_are_no_codec_are_refused(codec, tmp_path):
 def test_coding_depends_on_whole_numbers_only(codec):
     for j, counts in enumerate(codec.counts_):
         assert counts.dtype == np.int64
-        _, weights, _ = codec._table(j, 3)
+        _, weights, _ = codec._tables.table(j, 3)
         np.testing.assert_array_equal(2 * weights, np.rint(2 * weights))
 
 

@@ -6,8 +6,7 @@ from scipy import linalg, stats
 from sklearn.decomposition import PCA
 
 from kerasae import builders
-from kerasae.tasks import generation
-from kerasae.tasks.generation import fit_prior, frechet_distance, interpolate, sample, sample_quality, traverse
+from kerasae.tasks import fit_prior, frechet_distance, interpolate, sample, sample_quality, traverse
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,7 @@ def test_frechet_distance_is_that_of_the_matrix_square_root(rng):
 
 
 def test_quality_is_what_its_docstring_defines(rng, monkeypatch):
-    monkeypatch.setattr(generation, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("kerasae.tasks.quality._ROWS_AT_ONCE", 7)
     k = 3
     x_test, samples = rng.normal(size=(40, 5)), rng.normal(0.5, 1.2, (30, 5))
     pca = PCA(4).fit(x_test)

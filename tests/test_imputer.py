@@ -13,7 +13,7 @@ from kerasae import networks
 from kerasae.models import IncompleteDataAutoencoder
 from kerasae.models.incomplete import FactorPosterior
 from kerasae.tasks import Imputer
-from kerasae.tasks.base import run
+from kerasae.tasks.batches import run
 from kerasae.tasks.imputer import _hide
 
 QUICK = {"latent_dim": 2, "hidden_units": (32,), "n_importance_samples": 5, "n_samples": 64, "random_state": 0}

@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import kerasae
 from kerasae import export, metrics, tasks
-from kerasae.tasks.base import run
+from kerasae.tasks.batches import run
 
 TINY = {"hidden_units": (4,), "latent_dim": 2, "epochs": 2}
 # (class, module, arguments that make a fit quick, {check: why it is excepted}).

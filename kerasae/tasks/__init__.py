@@ -8,8 +8,9 @@ _MODULES = {
     "codec": ("Codec",),
     "denoiser": ("Denoiser",),
     "diffusion": ("diffuse",),
-    "generation": ("fit_prior", "frechet_distance", "interpolate", "sample", "sample_quality", "traverse"),
+    "generation": ("fit_prior", "interpolate", "sample", "traverse"),
     "imputer": ("Imputer",),
+    "quality": ("frechet_distance", "sample_quality"),
     "reducer": ("Reducer",),
     "search": ("SearchIndex",),
 }

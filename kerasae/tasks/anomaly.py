@@ -10,7 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks
 from kerasae.tasks.anomaly_layers import ContrastNormalization, GaussianBlur, fitted_distance
-from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
+from kerasae.tasks.base import AutoencoderEstimator, DeployedPart
+from kerasae.tasks.batches import run
 
 # The share of new normal examples that `predict` may call anomalies by default.
 _FALSE_ALARMS = 0.05
@@ -215,11 +216,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
     def deployed_parts(self):
         """`score_samples`, from raw examples to scores."""
         check_is_fitted(self)
-        x = keras.Input(self.input_shape_, name="x")
-        scaled = x
-        if self.scaling is not None:
-            # Two steps, so that a large common offset goes before anything is rounded.
-            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
+        x, scaled = self._scaled_input()
         return [
             DeployedPart(
                 "score_samples",

@@ -15,10 +15,8 @@ How an estimator is written on it:
 - what has a `transform` that gives float32 stands on `AutoencoderTransformer`.
 """
 
-import contextlib
 import logging
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,10 +30,10 @@ from sklearn.utils.validation import validate_data
 
 from kerasae import builders, checks, networks
 from kerasae.models import Autoencoder
+from kerasae.tasks.batches import ROWS_AT_ONCE, randomness_of, shuffled_batches
+from kerasae.tasks.scaling import Scaling
 
 FAMILIES = ("undercomplete", "linear", "deep", "denoising", "k_sparse", "sparse", "contractive", "variational")
-SCALINGS = ("standard", "robust", "minmax", "global", "range")
-_ROWS_AT_ONCE = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ class DeployedPart:
     input_meaning: str = "examples, unscaled"
 
 
-class AutoencoderEstimator(BaseEstimator):
+class AutoencoderEstimator(Scaling, BaseEstimator):
     """Base of the estimators: a kerasae model behind scikit-learn's interface.
 
     Args:
@@ -174,65 +172,6 @@ class AutoencoderEstimator(BaseEstimator):
         """A seed drawn from `random_state`."""
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
-    # -- Scaling -----------------------------------------------------------------------------------------------------------------------
-
-    def _fit_scaling(self, X):
-        """Learns `center_` and `scale_`, ignoring NaN; gives the scaled examples, in float32."""
-        scaling = self.scaling if self.scaling is None else checks.choice(self.scaling, "scaling", SCALINGS)
-        if scaling is None:
-            self.center_, self.scale_ = np.zeros(X.shape[1:]), np.ones(X.shape[1:])
-        elif scaling == "robust":
-            low, self.center_, high = np.nanquantile(X, (0.25, 0.5, 0.75), axis=0)
-            # A column that is constant but for a few rows has no interquartile range, and its spread is in those rows.
-            constant = np.nanmin(X, axis=0) == np.nanmax(X, axis=0)
-            spread = np.where(constant, 0.0, np.nanstd(X, axis=0, dtype="float64"))
-            self.scale_ = np.where(high > low, (high - low) / 1.349, spread)
-        elif scaling in ("minmax", "range"):
-            axis = 0 if scaling == "minmax" else None
-            low, high = np.nanmin(X, axis=axis).astype("float64"), np.nanmax(X, axis=axis).astype("float64")
-            self.center_, self.scale_ = (np.broadcast_to(part, X.shape[1:]).copy() for part in (low, high - low))
-        else:
-            self.center_ = np.nanmean(X, axis=0, dtype="float64")
-            self.scale_ = np.nanstd(X, axis=0, dtype="float64")
-            # The mean of many equal numbers is another by more than the last bits.
-            self.scale_[np.nanmin(X, axis=0) == np.nanmax(X, axis=0)] = 0.0
-            if scaling == "global":
-                self.scale_ = np.full_like(self.scale_, np.sqrt(np.mean(self.scale_**2)))
-        # What is left of a constant column is rounding: divided by, it would become noise.
-        rounding = 10 * np.finfo(X.dtype).eps * np.abs(self.center_)
-        self.scale_ = np.where(self.scale_ > rounding, self.scale_, 1.0)
-        return self._scale(X)
-
-    def _scale(self, X):
-        """`(X - center_) / scale_`, in float32."""
-        if self.scaling is None:
-            return X.astype("float32", copy=False)
-        # Clipped where float32 ends: what lies there is far from all data either way.
-        limit = np.finfo("float32").max / 1e6
-        return _by_rows(lambda rows: np.clip((rows - self.center_) / self.scale_, -limit, limit), X)
-
-    def _unscale(self, x):
-        """`x * scale_ + center_` in the data's shape, in float32."""
-        x = np.reshape(x, (len(x), *self.input_shape_))
-        return x if self.scaling is None else _by_rows(lambda rows: rows * self.scale_ + self.center_, x)
-
-    def _scaled_input(self, model=None):
-        """`(x, scaled)`: the symbolic raw input, in the data's shape, and what `model` (default: `model_`) takes of it."""
-        model = self.model_ if model is None else model
-        x = keras.Input(self.input_shape_, name="x")
-        scaled = x
-        if self.scaling is not None:
-            # Two steps, so that a large common offset goes before anything is rounded.
-            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
-        return x, _reshaped(scaled, model.encoder.inputs[0].shape[1:])
-
-    def _unscaled_output(self, reconstruction):
-        """A symbolic reconstruction in the data's units and shape."""
-        x = _reshaped(reconstruction, self.input_shape_)
-        if self.scaling is None:
-            return x
-        return x * self.scale_.astype("float32") + self.center_.astype("float32")
-
     # -- The model ---------------------------------------------------------------------------------------------------------------------
 
     def _build_model(self, input_shape, seed):
@@ -291,12 +230,12 @@ class AutoencoderEstimator(BaseEstimator):
             if corrupt is not None:
                 held_out[0] = np.concatenate(
                     [
-                        corrupt(tf.constant(held_out[0][i : i + _ROWS_AT_ONCE]), tf.constant([seed, -1 - i]))
-                        for i in range(0, num_held_out, _ROWS_AT_ONCE)
+                        corrupt(tf.constant(held_out[0][i : i + ROWS_AT_ONCE]), tf.constant([seed, -1 - i]))
+                        for i in range(0, num_held_out, ROWS_AT_ONCE)
                     ]
                 )
             options["validation_data"] = tuple(held_out)
-            options["validation_batch_size"] = max(batch_size, _ROWS_AT_ONCE)
+            options["validation_batch_size"] = max(batch_size, ROWS_AT_ONCE)
             arrays = [array[order[num_held_out:]] for array in arrays]
             callbacks.append(
                 keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience, restore_best_weights=True)
@@ -338,69 +277,3 @@ class AutoencoderTransformer(TransformerMixin, AutoencoderEstimator):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-
-def run(network, x, rows_at_once=_ROWS_AT_ONCE):
-    """A network's answers to any number of examples, in NumPy: its output, or a list of them if it has several.
-
-    Batches are filled up to one size, so that there is one trace, and the answer to an example does not depend on how many others come with
-    it: products of other shapes round otherwise.
-
-    Args:
-        network: Functional Keras model with one input.
-        x: examples; reshaped to the network's input.
-        rows_at_once: examples a batch.
-    """
-    x = np.reshape(x, (len(x), *network.inputs[0].shape[1:]))
-    batches = []
-    for start in range(0, len(x), rows_at_once):
-        batch = x[start : start + rows_at_once]
-        filled = np.zeros((rows_at_once, *x.shape[1:]), "float32")
-        filled[: len(batch)] = batch
-        batches.append([output[: len(batch)] for output in tf.nest.flatten(network.predict_on_batch(filled))])
-    outputs = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return outputs[0] if len(outputs) == 1 else outputs
-
-
-@contextlib.contextmanager
-def randomness_of(seed):
-    """Keras draws the seeds of weights from Python's generator, whose state is the user's, and is put back."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
-
-
-def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt):
-    """All epochs' batches, `(x,)` or `(x, y)`, each epoch in an order of its own that depends on nothing but the seed."""
-    arrays = tuple(tf.constant(array) for array in arrays)
-    num_examples = len(arrays[0])
-
-    def batches_of(epoch):
-        seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order = tf.argsort(tf.random.stateless_uniform((num_examples,), seeds))
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-
-    def batch_of(step, rows):
-        batch = [tf.gather(array, rows) for array in arrays]
-        if corrupt is not None:
-            batch[0] = corrupt(batch[0], tf.stack([tf.constant(seed, tf.int64), step]))
-        return tuple(batch)
-
-    batches = tf.data.Dataset.range(epochs).flat_map(batches_of).enumerate().map(batch_of)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps * epochs)).prefetch(2)
-
-
-def _by_rows(function, X):
-    """A function of rows, in float32: its own numbers are float64, which for all images at once would be much memory."""
-    x = np.empty(X.shape, "float32")
-    for start in range(0, len(X), 16 * _ROWS_AT_ONCE):
-        rows = slice(start, start + 16 * _ROWS_AT_ONCE)
-        x[rows] = function(X[rows])
-    return x
-
-
-def _reshaped(tensor, shape):
-    return tensor if tuple(tensor.shape[1:]) == tuple(shape) else keras.layers.Reshape(shape)(tensor)

@@ -1,6 +1,5 @@
 """Lossless compression by bits-back coding with variational models."""
 
-import hashlib
 import math
 import zlib
 
@@ -8,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasae import checks
+from kerasae import checks, writing
 from kerasae.models import PixelVariationalAutoencoder, VariationalAutoencoder
 from kerasae.tasks.containers import pack, unpack
 from kerasae.tasks.entropy_coding import ROUNDING, Bernoulli, Gaussian, Pixels, coder_model, rounded
@@ -78,10 +77,7 @@ class LosslessCodec:
             self._likelihood = Bernoulli(decoder)
         else:
             self._likelihood = Gaussian(model, decoder)
-        digest = hashlib.sha256()
-        for weight in model.get_weights():
-            digest.update(np.ascontiguousarray(weight).astype(weight.dtype.newbyteorder("<")).tobytes())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = writing.sha256(*model.get_weights())
 
     def encode(self, X, verbose=0):
         """The images as bytes.

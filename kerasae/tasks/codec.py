@@ -1,8 +1,6 @@
 """Lossy compression of images: an autoencoder's codes, quantised and entropy-coded into a byte stream that decodes back."""
 
-import hashlib
 import json
-import os
 import tempfile
 import zipfile
 from pathlib import Path
@@ -14,15 +12,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from kerasae import checks, networks
+from kerasae import checks, networks, writing
 from kerasae.models import Autoencoder, RateDistortionAutoencoder
-from kerasae.tasks.base import DeployedPart, randomness_of, run, shuffled_batches
+from kerasae.tasks.base import DeployedPart
+from kerasae.tasks.batches import randomness_of, run, shuffled_batches
+from kerasae.tasks.code_tables import RESOLUTION, CodeTables, count
 from kerasae.tasks.containers import as_images, pack, unit_images, unpack
 
-# Codes are binned at a quarter of the training step; a stream's step is a whole multiple of that, so that its tables are sums of counts.
-_RESOLUTION = 4
 _LARGEST_STEP = 16
-_LARGEST_TABLE = 2**16
 _FILE_VERSION = 1
 
 
@@ -136,7 +133,8 @@ class Codec(BaseEstimator):
             raise ValueError(
                 f"The model's codes of `X` don't vary or are not finite (standard deviation {spread:g}): nothing to store."
             )
-        self._count(z)
+        self.offsets_, self.counts_ = count(z, self.step_)
+        self.fingerprint_ = self._fingerprint()
         return self
 
     def encode(self, X, step=1.0):
@@ -155,7 +153,7 @@ class Codec(BaseEstimator):
         check_is_fitted(self)
         X = self._checked(X)
         multiple = self._multiple(step)
-        payload = self._write(self._codes(unit_images(X)), multiple)
+        payload = self._tables.write(self._codes(unit_images(X)), multiple)
         return pack("lossy", self.fingerprint_, X, [multiple], payload)
 
     def decode(self, stream):
@@ -173,7 +171,7 @@ class Codec(BaseEstimator):
         check_is_fitted(self)
         header, payload = unpack(stream, "lossy", self.fingerprint_)
         (multiple,) = header["parameters"]
-        z = self._read(payload, header["num_images"], multiple)
+        z = self._tables.read(payload, header["num_images"], multiple)
         images = self.model_.reconstruction_of(run(self.model_.decoder, z))
         return as_images(images, header)
 
@@ -202,9 +200,11 @@ class Codec(BaseEstimator):
         num_pixels = len(X) * np.prod(X.shape[1:3])
 
         def rate(multiple):
-            return 8 * len(pack("lossy", self.fingerprint_, X, [multiple], self._write(z, multiple))) / num_pixels
+            return (
+                8 * len(pack("lossy", self.fingerprint_, X, [multiple], self._tables.write(z, multiple))) / num_pixels
+            )
 
-        low, high = 1, _LARGEST_STEP * _RESOLUTION
+        low, high = 1, _LARGEST_STEP * RESOLUTION
         if rate(high) > limit:
             raise ValueError(
                 f"At the coarsest step the images take {rate(high):g} bits per pixel. Received a limit of {limit:g}"
@@ -212,7 +212,7 @@ class Codec(BaseEstimator):
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if rate(middle) <= limit else (middle + 1, high)
-        return low / _RESOLUTION
+        return low / RESOLUTION
 
     # -- The networks alone ------------------------------------------------------------------------------------------------------------
 
@@ -271,12 +271,11 @@ class Codec(BaseEstimator):
             "fingerprint": self.fingerprint_,
             "parameters": {k: v for k, v in self.get_params(deep=False).items() if k not in ("model", "random_state")},
         }
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory() as folder, writing.file(path) as beside:
             self.model_.save(f"{folder}/model.keras")
-            with zipfile.ZipFile(f"{folder}/codec", "w", zipfile.ZIP_DEFLATED) as archive:
+            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
                 archive.writestr("codec.json", json.dumps(facts))
                 archive.write(f"{folder}/model.keras", "model.keras")
-            os.replace(f"{folder}/codec", path)
         return path
 
     @classmethod
@@ -337,79 +336,17 @@ class Codec(BaseEstimator):
     def _codes(self, x):
         return self.model_.code_of(run(self.model_.encoder, x)).reshape(len(x), -1)
 
-    def _bins(self, z):
-        """The numbers of the fine bins that codes fall into, (n, latent_dim)."""
-        return np.rint(z.astype("float64") * (_RESOLUTION / self.step_)).astype("int64")
-
-    def _count(self, z):
-        bins = self._bins(z)
-        # Room for what lies a little beyond the training images, at least 2 steps.
-        margin = np.maximum(2 * _RESOLUTION, (bins.max(axis=0) - bins.min(axis=0)) // 8)
-        low, high = bins.min(axis=0) - margin, bins.max(axis=0) + margin
-        if (high - low).max() >= _LARGEST_TABLE:
-            raise ValueError(
-                f"A code spreads over {(high - low).max()} bins: the codes' scales differ too much. Scale the model's codes alike, or let "
-                "`fit` train a model."
-            )
-        self.offsets_ = low
-        self.counts_ = [
-            np.bincount(column - first, minlength=last - first + 1)
-            for column, first, last in zip(bins.T, low, high, strict=True)
-        ]
-        self.fingerprint_ = self._fingerprint()
-
     def _fingerprint(self):
-        digest = hashlib.sha256(f"{self.step_!r} {self.image_shape_}".encode())
-        for weight in self.model_.get_weights():
-            digest.update(np.ascontiguousarray(weight).astype(weight.dtype.newbyteorder("<")).tobytes())
-        digest.update(self.offsets_.astype("<i8").tobytes())
-        for table in self.counts_:
-            digest.update(table.astype("<i8").tobytes())
-        return digest.hexdigest()
+        facts = f"{self.step_!r} {self.image_shape_}".encode()
+        return writing.sha256(facts, *self.model_.get_weights(), self.offsets_, *self.counts_)
+
+    @property
+    def _tables(self):
+        return CodeTables(self.step_, self.offsets_, self.counts_)
 
     def _multiple(self, step):
-        step = checks.real_number(step, "step", minimum=1 / _RESOLUTION, maximum=_LARGEST_STEP)
-        return round(step * _RESOLUTION)
-
-    def _table(self, j, multiple):
-        """Of code j at a step: the first symbol, the symbols' weights (exact in float64), and the code that each stands for."""
-        fine = np.arange(len(self.counts_[j])) + self.offsets_[j]
-        symbols = (fine + multiple // 2) // multiple
-        first, index = symbols[0], symbols - symbols[0]
-        counts = np.bincount(index, weights=self.counts_[j])
-        sums = np.bincount(index, weights=self.counts_[j] * fine)
-        middle = (np.arange(len(counts)) + first) * multiple
-        # The mean of the training codes in the bin, drawn to its middle where there were hardly any.
-        values = (sums + middle) / (counts + 1) * (self.step_ / _RESOLUTION)
-        return first, counts + 0.5, values
-
-    def _write(self, z, multiple):
-        import constriction
-
-        coder = constriction.stream.queue.RangeEncoder()
-        bins = self._bins(z)
-        for j, table in enumerate(self.counts_):
-            first, weights, _ = self._table(j, multiple)
-            fine = np.clip(bins[:, j], self.offsets_[j], self.offsets_[j] + len(table) - 1)
-            symbols = (fine + multiple // 2) // multiple - first
-            if len(weights) > 1:  # of one symbol there is nothing to say
-                coder.encode(symbols.astype("int32"), constriction.stream.model.Categorical(weights, perfect=False))
-        return coder.get_compressed()
-
-    def _read(self, payload, num_images, multiple):
-        import constriction
-
-        coder = constriction.stream.queue.RangeDecoder(payload)
-        z = np.empty((num_images, len(self.counts_)), "float32")
-        for j in range(len(self.counts_)):
-            _, weights, values = self._table(j, multiple)
-            if len(weights) > 1:
-                z[:, j] = values[
-                    coder.decode(constriction.stream.model.Categorical(weights, perfect=False), num_images)
-                ]
-            else:
-                z[:, j] = values[0]
-        return z
+        step = checks.real_number(step, "step", minimum=1 / RESOLUTION, maximum=_LARGEST_STEP)
+        return round(step * RESOLUTION)
 
     def _checked(self, X):
         X = np.asarray(X)

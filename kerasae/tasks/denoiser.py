@@ -10,7 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 from kerasae import checks, metrics
 from kerasae.builders import CORRUPTIONS
 from kerasae.models import DenoisingAutoencoder
-from kerasae.tasks.base import AutoencoderTransformer, DeployedPart, run
+from kerasae.tasks.base import AutoencoderTransformer, DeployedPart
+from kerasae.tasks.batches import run
 
 # Up to noise as strong as the image's whole range, and up to most pixels lost: one model for all that still shows something.
 _DEFAULT_STRENGTH = {"gaussian": (0.0, 0.6), "masking": (0.0, 0.7), "salt_and_pepper": (0.0, 0.5)}
@@ -180,7 +181,7 @@ class Denoiser(AutoencoderTransformer):
     def deployed_parts(self):
         """`denoise`, from noisy images to denoised ones."""
         check_is_fitted(self)
-        x, scaled = self._scaled_input()
+        x, scaled = self._scaled_input(self.model_.encoder.inputs[0].shape[1:])
         code = self.model_.code_of(self.model_.encoder(scaled))
         reconstruction = self.model_.reconstruction_of(self.model_.decoder(code))
         denoised = self._unscaled_output(keras.ops.clip(reconstruction, 0.0, 1.0))

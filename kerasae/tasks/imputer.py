@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from kerasae import checks, networks
 from kerasae.models import IncompleteDataAutoencoder
 from kerasae.models.incomplete import LOG_SCALES, FactorPosterior, ObservedPairs, log_density, log_ratio
-from kerasae.tasks.base import AutoencoderEstimator, DeployedPart, run
+from kerasae.tasks.base import AutoencoderEstimator, DeployedPart
+from kerasae.tasks.batches import run
 from kerasae.tasks.factor_analysis import fit_factors
 
 # Rows that are imputed at a time: each is decoded `n_samples` times.
@@ -209,11 +210,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
     def deployed_parts(self):
         """`transform`, from raw rows with NaN to imputed ones."""
         check_is_fitted(self)
-        x = keras.Input(self.input_shape_, name="x")
-        scaled = x
-        if self.scaling is not None:
-            # Two steps, so that a large common offset goes before anything is rounded.
-            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
+        x, scaled = self._scaled_input()
         imputed = ops.where(ops.isnan(x), self._unscaled_output(self.network_(scaled)), x)
         return [
             DeployedPart(

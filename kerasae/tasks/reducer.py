@@ -5,7 +5,8 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from kerasae.tasks.base import AutoencoderTransformer, DeployedPart, run
+from kerasae.tasks.base import AutoencoderTransformer, DeployedPart
+from kerasae.tasks.batches import run
 
 
 class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
@@ -113,7 +114,7 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
     def deployed_parts(self):
         """`transform`, from raw examples to codes (served by default), and `inverse_transform`."""
         check_is_fitted(self)
-        x, scaled = self._scaled_input()
+        x, scaled = self._scaled_input(self.model_.encoder.inputs[0].shape[1:])
         codes = self.model_.code_of(self.model_.encoder(scaled))
         codes = keras.layers.Flatten(name="codes")(codes)
         z = keras.Input((self._n_features_out,), name="z")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasae import checks
+from kerasae import checks, writing
 from kerasae.models import Autoencoder
 
 METRICS = ("cosine", "euclidean")
@@ -153,16 +153,8 @@ class SearchIndex:
             "model": self._model_kind,
             "sha256": {name: _sha256(array) for name, array in arrays.items()},
         }
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                np.savez(file, header=np.frombuffer(json.dumps(header).encode(), "uint8"), **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with writing.file(path) as beside, beside.open("xb") as file:
+            np.savez(file, header=np.frombuffer(json.dumps(header).encode(), "uint8"), **arrays)
 
     @classmethod
     def load(cls, path, model=None):

@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 import kerasae
 from kerasae.tasks import AnomalyDetector
 from kerasae.tasks.anomaly_layers import fitted_distance
-from kerasae.tasks.base import run
+from kerasae.tasks.batches import run
 
 RESULTS = Path(__file__).parent / "results" / "anomaly.md"
 

@@ -18,7 +18,7 @@ from sklearn.mixture import GaussianMixture
 
 import kerasae
 from kerasae import zoo
-from kerasae.tasks.generation import fit_prior, sample, sample_quality
+from kerasae.tasks import fit_prior, sample, sample_quality
 
 RESULTS = Path(__file__).parent / "results" / "generation.md"
 MODELS = (
