@@ -1,6 +1,7 @@
 """The plan of the house: imports only go down, and importing kerasae costs what importing Keras costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each room may import the rooms before it. `export` and `zoo` stand on kerasae, not on each other; only the command imports them.
 FLOORS = [
-    {"checks", "runtime", "writing"},
+    {"checks", "keras_internals", "runtime", "writing"},
     {"registry"},
     {"layers", "losses"},
     {"networks"},
@@ -51,6 +52,29 @@ def test_imports_only_go_down(room, path):
     assert room in FLOOR, f"{path} stands in no room: add it to FLOORS, or move it"
     for imported in set(imported_rooms(path)) - {room, "__version__"}:
         assert FLOOR[imported] < FLOOR[room], f"{room} imports {imported}"
+
+
+# What `kerasae.keras_internals` wraps. The names of other attributes of Keras's classes are theirs alone, too.
+PRIVATE_NAMES = re.compile(
+    r"keras\.src|tensorflow\.python|_flatten_layers|_compile_loss|_compile_metrics|_loss_tracker|_distribute_strategy|_symbolic_build"
+    r"|_in_multi_worker_mode|_cross_device_ops|\._clip_gradients|_keras_history|_inbound_nodes|_use_cached_eval_dataset"
+    r"|variable_created_in_scope"
+)
+
+
+def test_private_names_of_keras_and_tensorflow_stand_in_one_file():
+    here, only = Path(__file__), ROOT / "kerasae" / "keras_internals.py"
+    paths = [path for folder in ("kerasae", "export", "zoo", "tests") for path in (ROOT / folder).rglob("*.py")]
+    found = {
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in set(paths)
+        - {here, only}
+        - {ROOT / name for name in ("kerasae/workers.py", "export/parts.py", "export/onnx_files.py")}
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if PRIVATE_NAMES.search(line)
+    }
+    assert not found
+    assert PRIVATE_NAMES.search(only.read_text())
 
 
 def imported_by(statement):

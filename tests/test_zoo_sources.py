@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasae import writing, zoo
+from kerasae import keras_internals, writing, zoo
 from kerasae.zoo import making, sources
 
 ID = "variational-dense-digits"
@@ -457,7 +457,7 @@ def test_loading_runs_no_code_of_the_file(tree, tmp_path, unsafe):
         with pytest.raises(ValueError, match="can't load it .*safe_mode|can't load it .*[Ll]ambda"):
             zoo.load(ID, source=tree)
     finally:
-        keras.src.backend.common.global_state.set_global_attribute("safe_mode_saving", None)
+        keras_internals.forget_unsafe_deserialization()
     assert not marker.exists()
 
 

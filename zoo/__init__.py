@@ -119,16 +119,15 @@ def load(model_id, source=None):
         )
     path = origin.path(model_id, "model.keras")
     import keras
-    from keras.src.saving.serialization_lib import SafeModeScope
 
     import kerasae.models  # noqa: F401  registers the classes
+    from kerasae import keras_internals
 
     try:
-        # The scope, because `safe_mode=True` yields to `enable_unsafe_deserialization`, which the process may have called for files of its
-        # own. Errors, because Keras only warns where it keeps fresh weights for want of saved ones.
-        with SafeModeScope(True), warnings.catch_warnings():
+        # Errors, because Keras only warns where it keeps fresh weights for want of saved ones.
+        with warnings.catch_warnings():
             warnings.filterwarnings("error", category=UserWarning, module=r"keras\.")
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            return keras_internals.load_model_safely(path)
     except Exception as error:
         # Keras raises anything from KeyError to its own, so that only the message tells them apart.
         raise ValueError(

@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import activations, layers, ops
 
+from kerasae import keras_internals
+
 # What the size of a batch is taken for where it isn't known, in choosing the cheaper of two products.
 _USUAL_BATCH_SIZE = 128
 
@@ -42,8 +44,7 @@ def path(network):
     """`[(layer, its inputs, its output)]` from the network's first input to its first output, along each layer's first input."""
     steps, tensor = [], network.outputs[0]
     while tensor is not network.inputs[0]:
-        layer, node, _ = tensor._keras_history
-        inputs = layer._inbound_nodes[node].input_tensors
+        layer, inputs = keras_internals.producer(tensor)
         steps.insert(0, (layer, inputs, tensor))
         if not inputs:  # another input of the network's
             break

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasae import keras_internals
 from kerasae.layers import Corruption
 
 _log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def call_without_empty_batches(model, x, function):
     TensorFlow's convolutions on a CPU fail without examples. Zeros stand in for one, and are cut off again; not where it would enter the
     statistics of a batch normalisation.
     """
-    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers()):
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in keras_internals.all_layers(model)):
         return function(x)
     batch_size = tf.shape(tf.nest.flatten(x)[0])[0]
 
@@ -77,7 +78,7 @@ def sum_before_clipping(optimizer, gradients):
     present = [i for i, gradient in enumerate(gradients) if gradient is not None]
     summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, [gradients[i] for i in present])
     scale = optimizer.scale_loss(tf.constant(1.0))
-    clipped = inner._clip_gradients([tf.math.scalar_mul(1.0 / scale, gradient) for gradient in summed])
+    clipped = keras_internals.clip_gradients(inner, [tf.math.scalar_mul(1.0 / scale, gradient) for gradient in summed])
     for i, gradient in zip(present, clipped, strict=True):
         # Within the bound, so that the optimiser's own clipping changes nothing.
         gradients[i] = tf.math.scalar_mul(scale / replica.num_replicas_in_sync, gradient)
@@ -104,8 +105,7 @@ def check_keras_loss(loss, y, reconstruction):
 
 def as_logs(metrics):
     """A step's metrics in the shape that Keras can reduce over the workers: it does so along the first axis."""
-    strategy = tf.distribute.get_strategy()
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.extended._in_multi_worker_mode():
+    if keras_internals.has_several_workers(tf.distribute.get_strategy()):
         return {name: tf.reshape(value, (1,)) for name, value in metrics.items()}
     return metrics
 
@@ -137,7 +137,7 @@ def check(model):
         "metrics": model.metrics_variables,
     }
     for name, created in variables.items():
-        outside = [v.path for v in created if not strategy.extended.variable_created_in_scope(v.value)]
+        outside = [v.path for v in created if not keras_internals.created_in_scope(v, strategy)]
         if outside:
             raise ValueError(
                 f"Variables of the {name} were created outside the scope of {type(strategy).__name__}: {', '.join(outside[:3])}. Build, or "
@@ -151,8 +151,7 @@ def check(model):
             f"`jit_compile=True` does not work on {replicas} replicas. Compile with jit_compile=False, or leave it out."
         )
     on_cpu = all("CPU" in device for device in strategy.extended.worker_devices)
-    collective = type(getattr(strategy.extended, "_cross_device_ops", None)).__name__ == "CollectiveAllReduce"
-    if model.steps_per_execution > 1 and on_cpu and collective:
+    if model.steps_per_execution > 1 and on_cpu and keras_internals.uses_collectives(strategy):
         raise ValueError(
             "`steps_per_execution` above 1 does not work with this strategy's collectives on CPUs. Leave it 1, or, on one machine, use "
             "tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())."
@@ -167,7 +166,7 @@ def check(model):
             f"`ema_overwrite_frequency` does not work on {replicas} replicas. Leave it None: the averages are taken over at the end of fit."
         )
     same_noise = []
-    for layer in model._flatten_layers(include_self=False):
+    for layer in keras_internals.all_layers(model, include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized:
             raise ValueError(
                 f"{layer.name!r} would normalise by each replica's own examples, and give NaN where a replica has none in the last batch. "

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasae import keras_internals
+
 # Compiling takes a second or two; from about so many steps on it is won back.
 WORTHWHILE_STEPS = 1000
 _STEPS_AT_ONCE = (16, 48)
@@ -66,13 +68,11 @@ def _is_ours(model):
 def _is_compiled_by_xla(model):
     if any(device.device_type != "CPU" for device in tf.config.list_physical_devices()):
         return False  # with another device Keras has decided already
-    layers = list(model._flatten_layers(include_self=False))
+    layers = keras_internals.all_layers(model, include_self=False)
     if not model.supports_jit or not all(type(layer).__name__ in _COMPILED_LAYERS for layer in layers):
         return False
-    metrics = model._compile_metrics
     given = [*layers, *(getattr(layer, "activation", None) for layer in layers), model.optimizer, model.loss]
-    if metrics is not None:
-        given += [metrics._user_metrics, metrics._user_weighted_metrics]
+    given += keras_internals.compiled_metrics(model)
     return all(map(_is_known, tf.nest.flatten(given)))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasae import checks
+from kerasae import checks, keras_internals
 from kerasae.models import distribution, execution
 from kerasae.models.steps import Steps
 
@@ -35,7 +35,7 @@ class Fitting(Steps):
         # The same noise in every evaluation, so that two of the same model agree and epochs can be compared.
         state = self.evaluation_seed_generator.state
         state.assign(ops.stack([state[0], ops.zeros_like(state[0])]))
-        if "_use_cached_eval_dataset" in kwargs:  # `fit` validates on data it has checked
+        if keras_internals.VALIDATING in kwargs:  # `fit` validates on data it has checked
             return super().evaluate(*args, **kwargs)
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from kerasae import checks
+from kerasae import checks, keras_internals
 from kerasae.layers import random_seed
 from kerasae.models.chains import dense_chain, encode_and_propagate, precise
 
@@ -64,7 +64,7 @@ def check_encoder(encoder, one_output=True):
 
 def mixes_examples(encoder):
     """Whether a code in training depends on the batch's other examples."""
-    return any(isinstance(x, layers.BatchNormalization) and x.trainable for x in encoder._flatten_layers())
+    return any(isinstance(x, layers.BatchNormalization) and x.trainable for x in keras_internals.all_layers(encoder))
 
 
 def exact_measure(encoder):

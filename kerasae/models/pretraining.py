@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from kerasae import checks, losses, networks
+from kerasae import checks, keras_internals, losses, networks
 from kerasae.layers import TiedDense, random_seed
 from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
@@ -232,7 +232,7 @@ class RestrictedBoltzmannMachine(keras.Model):
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):
         # `fit` validates on data it has checked.
-        x = x if "_use_cached_eval_dataset" in kwargs else self._check(x, "x")
+        x = x if keras_internals.VALIDATING in kwargs else self._check(x, "x")
         return super().evaluate(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.predict)

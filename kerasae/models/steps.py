@@ -6,10 +6,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kerasae import keras_internals
 from kerasae.models import distribution, execution
 
 
-class Steps(keras.Model):
+class Steps(keras_internals.SymbolicBuild):
     """The steps of every family: they take `forward` and `terms` of a model, and its `term_weights`, from `Autoencoder`."""
 
     def train_step(self, data):
@@ -53,7 +54,7 @@ class Steps(keras.Model):
             sample_weight = ops.reshape(sample_weight, (-1, *[1] * (len(y.shape) - 2)))
         if self.loss is not None:
             # The user's Keras loss, with Keras's own reduction and sample weights: the same number for every example of the batch.
-            user_loss = self._compile_loss(y, reconstruction, sample_weight)
+            user_loss = keras_internals.compiled_loss(self, y, reconstruction, sample_weight)
             if distribution.num_replicas() > 1:
                 distribution.check_keras_loss(self.loss, y, reconstruction)
                 user_loss *= distribution.num_replicas()  # Keras has divided by it
@@ -72,15 +73,12 @@ class Steps(keras.Model):
             tracker.update_state(terms[tracker.name])
         if self._active_units is not None:
             self._active_units.update_state(ops.reshape(outputs.get("z_mean", outputs["z"]), (-1, self.code_size)))
-        self._loss_tracker.update_state(mean_loss, sample_weight=batch_size)
+        keras_internals.loss_tracker(self).update_state(mean_loss, sample_weight=batch_size)
         return loss, {"x": x, "y": y, "y_pred": reconstruction, "sample_weight": sample_weight}
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Under a strategy Keras builds what `compile` was given from the mean of the replicas' first batches, whose sizes may differ.
-        if self._distribute_strategy is not None:
-            with self._distribute_strategy.scope():
-                x = self.encoder.inputs if len(self.encoder.inputs) > 1 else self.encoder.inputs[0]
-                self._symbolic_build(data_batch=(x, self.decoder.outputs[0]))
+    def symbolic_batch(self):
+        x = self.encoder.inputs if len(self.encoder.inputs) > 1 else self.encoder.inputs[0]
+        return x, self.decoder.outputs[0]
 
     def compile(self, *args, **kwargs):
         """Takes what `keras.Model.compile` takes. Where neither `jit_compile` nor `steps_per_execution` is given, `fit` chooses them."""
