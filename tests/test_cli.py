@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
-from kerasae import commands_train, recipes
-from kerasae.cli import cli
+from kerasae.cli import drafts
+from kerasae.cli.app import cli
+from kerasae.runs import recipes
 
 
 def run(*arguments, cwd, **kwargs):
@@ -334,7 +335,7 @@ def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, mess
 
 def test_the_families_of_train_are_the_builders():
     builders = inspect.getmembers(kerasae.builders, inspect.isfunction)
-    assert {name for name, _ in builders if not name.startswith("_")} == set(commands_train.FAMILIES)
+    assert {name for name, _ in builders if not name.startswith("_")} == set(drafts.FAMILIES)
 
 
 class Stop(keras.callbacks.Callback):

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from kerasae import files
-from kerasae.cli import cli
+from kerasae.cli.app import cli
 
 QUICK = ["--set", "epochs=1", "--set", "max_samples=100"]
 WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"

@@ -29,13 +29,15 @@ MODULES = [
     "data",
     "metrics",
     "callbacks",
-    "recipes",
     "streams",
     "export",
     "zoo",
-    *(f"figures.{path.stem}" for path in sorted((ROOT / "kerasae/figures").glob("*.py")) if path.stem != "__init__"),
-    *(f"tasks.{path.stem}" for path in sorted((ROOT / "kerasae/tasks").glob("*.py")) if path.stem != "__init__"),
-    *(f"models.{path.stem}" for path in sorted((ROOT / "kerasae/models").glob("*.py")) if path.stem != "__init__"),
+    *(
+        f"{room}.{path.stem}"
+        for room in ("figures", "models", "runs", "tasks")
+        for path in sorted((ROOT / "kerasae" / room).glob("*.py"))
+        if path.stem != "__init__"
+    ),
 ]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from kerasae import zoo
-from kerasae.cli import cli
+from kerasae.cli.app import cli
 
 MODEL = "undercomplete-dense-digits"
 

@@ -18,11 +18,10 @@ FLOORS = [
     {"models"},
     {"builders"},
     {"data", "files", "metrics", "streams"},
-    {"recipes", "tasks", "figures"},
-    {"callbacks", "report", "workers"},
-    {"export", "zoo"},
-    {"commands"},
-    {"commands_train", "commands_use", "commands_detect"},
+    {"tasks", "figures"},
+    {"callbacks", "export"},
+    {"runs"},
+    {"zoo"},
     {"cli"},
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import kerasae
-from kerasae import builders, report
+from kerasae import builders
+from kerasae.runs import report
 
 RECORD = {
     "metric": "squared_error",

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import kerasae
-from kerasae import recipes, zoo
+from kerasae import zoo
+from kerasae.runs import recipes
 from kerasae.zoo import making, sources
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-from kerasae import recipes
+from kerasae.runs import recipes
 from kerasae.zoo import sources
 
 

@@ -26,8 +26,9 @@ import pooch
 from PIL import Image
 
 import kerasae
-from kerasae import recipes, zoo
+from kerasae import zoo
 from kerasae.models import PixelVariationalAutoencoder
+from kerasae.runs import examples
 from kerasae.tasks.bitsback import LosslessCodec
 from kerasae.tasks.codec import Codec
 
@@ -258,7 +259,7 @@ def main():
             general_rivals(x_test),
         )
     if arguments.only in (None, "binarised"):
-        binary = recipes.binarized(x_test / np.float32(255)).astype("uint8")
+        binary = examples.binarized(x_test / np.float32(255)).astype("uint8")
         lines += lossless(
             "binarised MNIST",
             "Trained on dynamically binarised images (`zoo/models/variational-dense-mnist-binarized`); test images binarised once, each "

@@ -156,9 +156,10 @@ def task_likelihood(examples, samples, repeats):
 
 def task_full_likelihood():
     """The figure, wall and CPU seconds, peak MiB: 10,000 test images, 5,000 samples."""
-    from kerasae import data, recipes, zoo
+    from kerasae import data, zoo
+    from kerasae.runs import examples
 
-    x = recipes.binarized(data.load("mnist", download=False)[1])
+    x = examples.binarized(data.load("mnist", download=False)[1])
     model = zoo.load(MODEL)
     started, cpu = time.perf_counter(), time.process_time()
     nats = -model.log_likelihood(x, 5000).mean(dtype="float64")

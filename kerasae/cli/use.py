@@ -1,11 +1,11 @@
-"""What `kerasae` does with a model that there is: evaluate, figures, encode, reconstruct, sample, bulk."""
+"""What `kerasae` does with a model that there is: evaluate, figures, encode, reconstruct, sample."""
 
 import logging
 from pathlib import Path
 
 import click
 
-from kerasae import commands
+from kerasae.cli import opening, shared
 
 _logger = logging.getLogger(__name__)
 
@@ -15,22 +15,22 @@ _ROWS_AT_ONCE = 4096
 @click.command()
 @click.argument("model")
 @click.option("--data", help="A dataset's name, a folder of images, or a file. Default: what was held out in training.")
-@commands.source_options
-@commands.json_option
+@shared.source_options
+@shared.json_option
 def evaluate(model, data, as_json, **source):
     """Measure MODEL: a zoo id, a .keras file, or a folder that `kerasae train` wrote."""
     if data is not None:
-        commands.check_data(data, **source)
-    with commands.reporting(as_json) as show:
-        opened = commands.open_model(model)
-        from kerasae import recipes
+        opening.check_data(data, **source)
+    with shared.reporting(as_json) as show:
+        opened = opening.open_model(model)
+        from kerasae.runs import measures
 
         if data is None:
-            loaded = commands.held_out(opened, source["data_dir"])
-            records = recipes.measure(opened.recipe, opened.model, (loaded.train, loaded.test))
+            loaded = opening.held_out(opened, source["data_dir"])
+            records = measures.measure(opened.recipe, opened.model, (loaded.train, loaded.test))
             num_examples, what = len(loaded.test[0]), f"{loaded.facts['data']}, held out"
         else:
-            files, apply = commands.examples_of(opened, data, **source)
+            files, apply = opening.examples_of(opened, data, **source)
             values, what = files.values, data
             if opened.facts and files.fingerprint and opened.facts.get("fingerprint") == files.fingerprint:
                 _, held_out = _split_of(opened, len(values))
@@ -39,11 +39,11 @@ def evaluate(model, data, as_json, **source):
                     "These are the training data: measured on the %d examples that were held out.", len(values)
                 )
             x = apply(values)
-            records = recipes.measure_each(recipes.default_measurements(opened.model, x), opened.model, {"x_test": x})
+            records = measures.measure_each(measures.default_measurements(opened.model, x), opened.model, {"x_test": x})
             num_examples = len(x)
         show(
             {"model": model, "data": what, "num_examples": num_examples, "metrics": records},
-            f"{opened.title} on {num_examples:,} examples of {what}\n{commands.metrics_table(records)}",
+            f"{opened.title} on {num_examples:,} examples of {what}\n{shared.metrics_table(records)}",
         )
 
 
@@ -56,30 +56,30 @@ def _split_of(opened, num_examples):
 @click.command("figures")
 @click.argument("model")
 @click.option("--data", help="A dataset's name, a folder of images, or a file. Default: what was held out in training.")
-@click.option("--folder", type=commands.PATH, required=True, help="Where to.")
+@click.option("--folder", type=shared.PATH, required=True, help="Where to.")
 @click.option("--dark", is_flag=True, help="White on black.")
-@commands.source_options
-@commands.overwrite_option
-@commands.json_option
+@shared.source_options
+@shared.overwrite_option
+@shared.json_option
 def figures_command(model, data, folder, dark, overwrite, as_json, **source):
     """Draw every figure there is of MODEL: a zoo id, a .keras file, or a folder that `kerasae train` wrote."""
     if data is not None:
-        commands.check_data(data, **source)
-    commands.check_new(folder, overwrite)
-    with commands.reporting(as_json) as show:
-        opened = commands.open_model(model)
-        from kerasae import recipes, report
+        opening.check_data(data, **source)
+    shared.check_new(folder, overwrite)
+    with shared.reporting(as_json) as show:
+        opened = opening.open_model(model)
+        from kerasae.runs import checkpoints, recipes, report
 
         if data is None:
-            loaded = commands.held_out(opened, source["data_dir"])
+            loaded = opening.held_out(opened, source["data_dir"])
             (x, y), classes = loaded.test, loaded.facts["classes"]
             x_train, _ = recipes.split(opened.recipe, loaded.train[0])
         else:
-            files, apply = commands.examples_of(opened, data, **source)
+            files, apply = opening.examples_of(opened, data, **source)
             x, y, classes = apply(files.values[: report.MAX_EXAMPLES]), files.labels, files.classes
             y, x_train = None if y is None else y[: len(x)], None
-        view = report.View(opened.model, x, commands.class_names(y, classes), opened.history, x_train)
-        with recipes.written_together(folder) as beside:
+        view = report.View(opened.model, x, shared.class_names(y, classes), opened.history, x_train)
+        with checkpoints.written_together(folder) as beside:
             names = list(report.save_figures(view, beside, dark))
         paths = {name: folder / f"{name}.png" for name in names}
         show({"model": model, "figures": paths}, "\n".join(map(str, paths.values())))
@@ -91,31 +91,31 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
 @click.command()
 @click.argument("model")
 @click.argument("data")
-@click.argument("out", type=commands.PATH)
-@commands.source_options
-@commands.overwrite_option
-@commands.json_option
+@click.argument("out", type=shared.PATH)
+@shared.source_options
+@shared.overwrite_option
+@shared.json_option
 def encode(model, data, out, overwrite, as_json, **source):
     """Write the codes of DATA by MODEL to OUT, an .npy, .npz, .csv or .parquet file.
 
     DATA is a dataset's name, a folder of images, or an .npy, .npz, .csv or .parquet file; what was done to the training data is done to
     it. Tables have a column a code, z_1, z_2, …; beside them, as arrays of an .npz file, files' names and labels.
     """
-    commands.check_out(out, commands.TABLE_SUFFIXES, overwrite)
-    commands.check_data(data, **source)
-    with commands.reporting(as_json) as show:
-        opened = commands.open_model(model)
+    shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
+    opening.check_data(data, **source)
+    with shared.reporting(as_json) as show:
+        opened = opening.open_model(model)
         import numpy as np
 
-        files, apply = commands.examples_of(opened, data, **source)
+        files, apply = opening.examples_of(opened, data, **source)
         parts = [opened.model.encode(apply(part)) for part in _parts(files.values)]
         z = np.concatenate(parts)
         beside = {}
         if files.names is not None:
             beside["file"] = np.asarray(files.names)
         if files.labels is not None:
-            beside["label"] = commands.class_names(files.labels, files.classes)
-        commands.write_numbers(out, z, [f"z_{i + 1}" for i in range(z[0].size)], "z", beside)
+            beside["label"] = shared.class_names(files.labels, files.classes)
+        shared.write_numbers(out, z, [f"z_{i + 1}" for i in range(z[0].size)], "z", beside)
         show(
             {"model": model, "out": out, "shape": list(z.shape)},
             f"Wrote {z.shape[0]:,} codes of {z[0].size} numbers to {out}",
@@ -125,20 +125,20 @@ def encode(model, data, out, overwrite, as_json, **source):
 @click.command()
 @click.argument("model")
 @click.argument("data")
-@click.argument("out", type=commands.PATH)
-@commands.source_options
-@commands.overwrite_option
-@commands.json_option
+@click.argument("out", type=shared.PATH)
+@shared.source_options
+@shared.overwrite_option
+@shared.json_option
 def reconstruct(model, data, out, overwrite, as_json, **source):
     """Write what MODEL makes of DATA to OUT: an .npy file, a folder of PNG images, or for a table .csv or .parquet.
 
     Numbers are in the units of DATA; pixels lie in [0, 1].
     """
-    commands.check_out(out, commands.TABLE_SUFFIXES, overwrite)
-    commands.check_data(data, **source)
-    with commands.reporting(as_json) as show:
-        opened = commands.open_model(model)
-        files, apply = commands.examples_of(opened, data, **source)
+    shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
+    opening.check_data(data, **source)
+    with shared.reporting(as_json) as show:
+        opened = opening.open_model(model)
+        files, apply = opening.examples_of(opened, data, **source)
         named = files.fingerprint is None
         num = len(files.values)
 
@@ -153,19 +153,19 @@ def reconstruct(model, data, out, overwrite, as_json, **source):
 
 @click.command()
 @click.argument("model")
-@click.argument("out", type=commands.PATH)
+@click.argument("out", type=shared.PATH)
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(min=0), help="For the same samples every time.")
-@commands.overwrite_option
-@commands.json_option
+@shared.overwrite_option
+@shared.json_option
 def sample(model, out, num, seed, overwrite, as_json):
     """Write new examples, drawn from a variational MODEL, to OUT.
 
     OUT is an .npy file, a folder of PNG images, one .png file with all in a grid, or for a table .csv or .parquet.
     """
-    commands.check_out(out, (*commands.TABLE_SUFFIXES, ".png"), overwrite)
-    with commands.reporting(as_json) as show:
-        opened = commands.open_model(model)
+    shared.check_out(out, (*shared.TABLE_SUFFIXES, ".png"), overwrite)
+    with shared.reporting(as_json) as show:
+        opened = opening.open_model(model)
         if not hasattr(opened.model, "sample"):
             raise ValueError(
                 f"{opened.title} can't make new examples: only variational autoencoders are trained to. (kerasae train variational)"
@@ -174,40 +174,11 @@ def sample(model, out, num, seed, overwrite, as_json):
         if out.suffix == ".png":
             from kerasae import figures
 
-            with commands.moved_in(out) as beside:
+            with shared.moved_in(out) as beside:
                 figures.save(figures.samples(made), beside)
         else:
             _write_examples(out, iter([made]), num, opened.preparation, None)
         show({"model": model, "out": out, "num": num, "seed": seed}, f"Wrote {num:,} samples to {out}")
-
-
-@click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.argument("output", type=commands.PATH)
-@click.option("--part", default="encoder", show_default=True, help="Of the bundle.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one a core.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option(
-    "--column", help="Of the Parquet files: the one with the examples. Default: x, as the part's input is called."
-)
-@click.option("--keep", multiple=True, help='A column to carry over, or "all"; again for more. Default: id.')
-@click.option("--scheduler", help="Address of a Dask scheduler. Default: this machine.")
-@commands.overwrite_option
-@commands.json_option
-def bulk(bundle, inputs, output, as_json, **options):
-    """Run an exported BUNDLE over many Parquet files, by Dask; Parquet files go to the folder OUTPUT.
-
-    Call again to go on with what was stopped. Needs `pip install 'kerasae[bulk]'`, and no TensorFlow.
-    """
-    with commands.reporting(as_json) as show:
-        from kerasae.export import bulk as engine
-
-        # One input can be a folder or a pattern, and "all" is a word of its own.
-        paths = [str(path) for path in inputs] if len(inputs) > 1 else str(inputs[0])
-        options["keep"] = "all" if options["keep"] == ("all",) else list(options["keep"]) or None
-        result = engine.run(bundle, paths, output, **options)
-        show(result, "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 def _parts(values):
@@ -220,7 +191,7 @@ def _write_examples(out, parts, num, preparation, names):
 
     first = next(parts)
     if out.suffix == ".npy":
-        with commands.moved_in(out) as path:
+        with shared.moved_in(out) as path:
             array = np.lib.format.open_memmap(path, "w+", first.dtype, (num, *first.shape[1:]))
             start = 0
             for part in _chain(first, parts):
@@ -231,7 +202,7 @@ def _write_examples(out, parts, num, preparation, names):
     if out.suffix:
         values = np.concatenate(list(_chain(first, parts)))
         columns = preparation.columns or [f"x_{i + 1}" for i in range(values[0].size)]
-        commands.write_numbers(out, values, columns, "x", {"file": np.asarray(names)} if names else {})
+        shared.write_numbers(out, values, columns, "x", {"file": np.asarray(names)} if names else {})
         return
     if first.ndim != 4 or first.shape[-1] not in (1, 3) or first.min() < -0.5 or first.max() > 1.5:
         raise ValueError(
@@ -239,7 +210,7 @@ def _write_examples(out, parts, num, preparation, names):
         )
     from PIL import Image
 
-    from kerasae import recipes
+    from kerasae.runs import checkpoints
 
     digits = max(5, len(str(num - 1)))
     stems = (
@@ -247,7 +218,7 @@ def _write_examples(out, parts, num, preparation, names):
     )
     if len(set(stems)) < num:  # a.jpg and a.png
         stems = names
-    with recipes.written_together(out) as beside:
+    with checkpoints.written_together(out) as beside:
         start = 0
         for part in _chain(first, parts):
             pixels = np.rint(np.clip(part, 0, 1) * 255).astype("uint8")

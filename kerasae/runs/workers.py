@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from kerasae.recipes import CHECKPOINT
+from kerasae.runs.checkpoints import CHECKPOINT
 
 # The command, in a process of its own. By this name the package doesn't import TensorFlow before it is needed.
 COMMAND = (sys.executable, "-c", "import sys; sys.argv[0] = 'kerasae'; from kerasae.cli import main; main()")

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -12,12 +11,10 @@ from pathlib import Path
 
 import click
 
-from kerasae import checks, commands, registry
+from kerasae import registry
+from kerasae.cli import drafts, opening, shared
 
 _logger = logging.getLogger(__name__)
-
-# The functions of `kerasae.builders`, which can't be asked before TensorFlow is imported.
-FAMILIES = ("undercomplete", "linear", "deep", "denoising", "k_sparse", "sparse", "contractive", "variational")
 
 
 def _count(minimum):
@@ -34,10 +31,10 @@ def _fraction(**bounds):
     "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv, .tsv or .parquet.', metavar="DATA"
 )
 @click.option(
-    "--folder", type=commands.PATH, required=True, metavar="RUN", help="Where to: weights, recipe, figures, report."
+    "--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to: weights, recipe, figures, report."
 )
 @click.option("--latent-dim", **_count(1), help="Size of the code. [16, or half the features]")
-@click.option("--hidden-units", type=commands.Numbers("N,N", ","), help="Of each layer, such as 512,256.")
+@click.option("--hidden-units", type=shared.Numbers("N,N", ","), help="Of each layer, such as 512,256.")
 @click.option("--network", type=click.Choice(registry.NETWORKS.declared()))
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another option of the family's builder.")
 @click.option("--epochs", **_count(1), help="[20 to 400: about 2,000 batches]")
@@ -46,7 +43,7 @@ def _fraction(**bounds):
 @click.option("--seed", **_count(0), help="Of weights, noise and the split. [0]")
 @click.option("--validation", **_count(0), help="Training examples held out for the curves. [a tenth]")
 @click.option("--test-fraction", **_fraction(max=1, max_open=True), help="Of own data, held out. [0.1]")
-@commands.reading_options
+@shared.reading_options
 @click.option(
     "--scaling",
     metavar="WAY",
@@ -63,8 +60,8 @@ def _fraction(**bounds):
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped, at its last whole epoch.")
 @click.option("--overwrite", is_flag=True, help="Start again; replaces the run in the folder.")
-@commands.json_option
-@commands.data_dir_option
+@shared.json_option
+@shared.data_dir_option
 @click.option("--local-worker", is_flag=True, hidden=True)
 def train(what, data, folder, settings, workers, wait, resume, overwrite, as_json, data_dir, local_worker, **options):
     """Train an autoencoder; the folder then holds all there is to know of it.
@@ -72,14 +69,14 @@ def train(what, data, folder, settings, workers, wait, resume, overwrite, as_jso
     FAMILY: undercomplete, linear, deep, denoising, k_sparse, sparse, contractive, variational. Options
     change a recipe's. Stopped runs go on with --resume.
     """
-    from kerasae import workers as processes
+    from kerasae.runs import workers as processes
 
     task = processes.task()
     if task and workers:
         raise click.UsageError("--workers starts processes, and TF_CONFIG says that this is one already: choose.")
     if what is None and not resume:
         raise click.UsageError("Train what? Give a family, such as variational, or a recipe file.")
-    with commands.reporting(as_json) as show:
+    with shared.reporting(as_json) as show:
         if local_worker:
             processes.watch_parent()
         finished = _claim(folder, resume, overwrite, task)
@@ -88,7 +85,7 @@ def train(what, data, folder, settings, workers, wait, resume, overwrite, as_jso
             show(*_trained(folder))
             return
         try:
-            commands.check_writable(folder)
+            shared.check_writable(folder)
             _train(what, data, folder, settings, workers, wait, data_dir, local_worker, task, options)
         finally:
             with contextlib.suppress(OSError):
@@ -99,13 +96,13 @@ def train(what, data, folder, settings, workers, wait, resume, overwrite, as_jso
 
 def _claim(folder, resume, overwrite, task):
     """Whether the run in the folder is finished; raises where it holds what may not be touched."""
-    from kerasae import recipes, workers
+    from kerasae.runs import checkpoints, workers
 
     if resume and overwrite:
         raise click.UsageError("--resume goes on, --overwrite starts again: choose.")
     if folder.exists() and not folder.is_dir():
         raise click.ClickException(f"{folder} is a file. Choose another --folder.")
-    own = workers.checkpoint(folder, task[0]) if task else folder / recipes.CHECKPOINT
+    own = workers.checkpoint(folder, task[0]) if task else folder / checkpoints.CHECKPOINT
     begun = (own / "run.json").is_file()
     finished = (folder / "metrics.json").is_file() and not begun
     if overwrite:
@@ -115,12 +112,12 @@ def _claim(folder, resume, overwrite, task):
         if folder.is_dir() and any(folder.iterdir()) and not (begun or finished or task):
             raise click.ClickException(f"There is no run in {folder} to resume.")
         return finished
-    held = [p.name for p in folder.iterdir() if p.name != recipes.CHECKPOINT] if folder.is_dir() else []
+    held = [p.name for p in folder.iterdir() if p.name != checkpoints.CHECKPOINT] if folder.is_dir() else []
     if begun:
         raise click.ClickException(
             f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts again."
         )
-    if held or (task is None and (folder / recipes.CHECKPOINT).exists()):
+    if held or (task is None and (folder / checkpoints.CHECKPOINT).exists()):
         what = "a finished run" if finished else "other files"
         raise click.ClickException(
             f"{folder} is not empty, it holds {what}. Choose another --folder"
@@ -130,10 +127,10 @@ def _claim(folder, resume, overwrite, task):
 
 
 def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, task, options):
-    from kerasae import recipes
-    from kerasae import workers as processes
+    from kerasae.runs import checkpoints, examples, recipes, training
+    from kerasae.runs import workers as processes
 
-    begun = (processes.checkpoint(folder, task[0]) if task else folder / recipes.CHECKPOINT) / "run.json"
+    begun = (processes.checkpoint(folder, task[0]) if task else folder / checkpoints.CHECKPOINT) / "run.json"
     recipe = None
     if what is None:
         if not begun.is_file():
@@ -144,20 +141,20 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
     else:
         if what.endswith(".toml"):
             recipe = recipes.read(what)
-        changes, draft = _draft(what, recipe, data, settings, options)
-    commands.import_keras()
+        changes, draft = drafts.draft(what, recipe, data, settings, options)
+    shared.import_keras()
     # Before anything else of TensorFlow, as it wants.
     strategy = processes.strategy(*task, wait) if task else None
     if what is None:
-        loaded = recipes.load(recipe, data_dir)
+        loaded = examples.load(recipe, data_dir)
     else:
         try:
             recipes.check(draft)
         except ValueError as error:
             raise (click.UsageError(str(error)) if recipe is None or settings else error) from error
-        with commands.dataset_errors(data):
-            loaded = recipes.load(draft, data_dir)
-        recipe = _recipe(changes, loaded, all_open=recipe is None)
+        with opening.dataset_errors(data):
+            loaded = examples.load(draft, data_dir)
+        recipe = drafts.completed(changes, loaded, all_open=recipe is None)
     facts = loaded.facts
     say = _logger.debug if local_worker else _logger.info  # the process that started it has said so
     say(
@@ -177,7 +174,7 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
         return
     if workers is not None and workers > 1:
         for i in range(workers):
-            recipes.begin(processes.checkpoint(folder, i), recipe, fingerprint)
+            checkpoints.begin(processes.checkpoint(folder, i), recipe, fingerprint)
         command = [
             "train",
             "--folder",
@@ -193,7 +190,7 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
         except processes.WorkerError as error:
             raise click.ClickException(str(error)) from error
     with _said_how_to_go_on(folder):
-        recipes.run(recipe, folder, verbose=commands.verbose(), complete=_complete(recipe), loaded=loaded)
+        training.run(recipe, folder, verbose=shared.verbose(), complete=_complete(recipe), loaded=loaded)
 
 
 @contextlib.contextmanager
@@ -201,7 +198,7 @@ def _said_how_to_go_on(folder):
     try:
         yield
     except KeyboardInterrupt:
-        from kerasae.recipes import CHECKPOINT
+        from kerasae.runs.checkpoints import CHECKPOINT
 
         if (folder / CHECKPOINT / "run.json").is_file():
             click.echo(f"\nStopped. Go on with: kerasae train --resume --folder {folder}", err=True)
@@ -211,13 +208,13 @@ def _said_how_to_go_on(folder):
 def _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, index):
     import tensorflow as tf
 
-    from kerasae import recipes
-    from kerasae import workers as processes
+    from kerasae.runs import checkpoints, training
+    from kerasae.runs import workers as processes
 
-    recipes.begin(checkpoint, recipe, fingerprint)
+    checkpoints.begin(checkpoint, recipe, fingerprint)
     try:
-        processes.check_same_epoch(strategy, recipes.last_epoch(checkpoint))
-        recipes.train(recipe, loaded.train[0], checkpoint, 0 if index else commands.verbose(), fingerprint, strategy)
+        processes.check_same_epoch(strategy, checkpoints.last_epoch(checkpoint))
+        training.train(recipe, loaded.train[0], checkpoint, 0 if index else shared.verbose(), fingerprint, strategy)
     except processes.WorkerError as error:
         _end(str(error))
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
@@ -239,7 +236,7 @@ def _finish_elsewhere(folder, data_dir):
     """Measures and draws in a process that knows of no workers: what they have left, nothing there may wait for."""
     import subprocess
 
-    from kerasae.workers import COMMAND
+    from kerasae.runs.workers import COMMAND
 
     command = [*COMMAND, "train", "--folder", str(folder), "--resume", "--json"]
     command += ["--data-dir", str(data_dir)] if data_dir else []
@@ -250,103 +247,16 @@ def _finish_elsewhere(folder, data_dir):
         )
 
 
-def _draft(what, recipe, data, settings, options):
-    """The recipe that the command line asks for, as far as it is known without the data and TensorFlow: a dict, and a `Recipe`."""
-    from kerasae import files
-
-    if recipe is None and what not in FAMILIES:
-        try:
-            checks.choice(what, "family", FAMILIES)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-    reading = commands.reading(options)
-    given = {**{name: value for name, value in options.items() if value not in (None, (), False)}, **reading}
-    changes = (
-        recipe.model_dump(exclude_unset=True, mode="json")
-        if recipe
-        else {"family": what, "data": {}, "model": {}, "training": {}}
-    )
-    if data is not None:
-        is_path = commands.is_path(data, **reading)
-        source = {"path": str(Path(data).expanduser().resolve())} if is_path else {"name": data}
-        changes["data"] = {**{k: v for k, v in changes["data"].items() if k not in ("path", "name")}, **source}
-    elif recipe is None:
-        raise click.UsageError("Train on what? --data names a dataset, a folder of images, or an array or table file.")
-    for section, names in {
-        "training": ("epochs", "batch_size", "learning_rate"),
-        "data": (*files.OPTIONS, "scaling", "test_fraction", "validation"),
-        "model": ("latent_dim", "hidden_units", "network"),
-    }.items():
-        changes[section] = {**changes[section], **{name: given[name] for name in names if name in given}}
-    if "seed" in given:
-        changes["seed"] = given["seed"]
-    if "validation" in options and options["validation"] is not None:
-        changes["data"]["validation"] = options["validation"]
-    changes["model"].update(map(commands.setting, settings))
-    changes.setdefault(
-        "description",
-        f"kerasae train {changes['family']} on {Path(changes['data'].get('path') or changes['data']['name']).name}",
-    )
-    draft = {**changes, "training": {"epochs": 1, **changes["training"]}, "measure": changes.get("measure", [])}
-    try:
-        draft = _validated(draft)
-    except ValueError as error:
-        raise (click.UsageError(str(error)) if recipe is None or settings else error) from error
-    if data is None and draft.data.path is not None:
-        files.check(draft.data.path)
-    return changes, draft
-
-
-def _recipe(changes, loaded, all_open):
-    """The `Recipe` of a draft, with what it leaves open decided by the data; `all_open` where no recipe file decides anything."""
-    from kerasae import recipes
-
-    x_train, num_train = loaded.train[0], len(loaded.train[0])
-    if all_open:
-        known = recipes.options(changes["family"])
-        small = num_train < 10_000
-        batch_size = changes["training"].setdefault("batch_size", 32 if small else 128)
-        changes["training"].setdefault("epochs", min(400, max(20, 2000 // math.ceil(num_train / batch_size))))
-        if "validation" not in changes["data"]:
-            changes["data"]["validation"] = min(num_train // 10, 5000)
-        default_code = min(16, max(1, x_train[0].size // 2))
-        if known["latent_dim"] is None:
-            changes["model"].setdefault(
-                "latent_dim", max(default_code, changes["model"].get("k", known.get("k", 0)) * 4)
-            )
-        if "likelihood" in known and "likelihood" not in changes["model"] and (x_train.min() < 0 or x_train.max() > 1):
-            changes["model"]["likelihood"] = "gaussian"
-            changes["model"].setdefault("variance", "learned")
-            _logger.info("The data leave [0, 1], so the likelihood is Gaussian.")
-    if "measure" not in changes:
-        model = recipes.build(_validated({**changes, "measure": []}), x_train.shape[1:], num_train)
-        classes = 0 if loaded.train[1] is None else len(set(loaded.train[1].tolist()))
-        measures = recipes.default_measurements(model, loaded.test[0], num_train, classes)
-        changes["measure"] = [m.model_dump(exclude_none=True) for m in measures]
-    return _validated(changes)
-
-
-def _validated(values):
-    import pydantic
-
-    from kerasae import recipes
-
-    try:
-        return recipes.Recipe.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
-
-
 def _complete(recipe):
     def complete(beside, model, loaded, history, facts):
-        from kerasae import recipes, report
+        from kerasae.runs import recipes, report
 
         x, y = loaded.test
         _logger.info("drawing …")
         x_train, _ = recipes.split(recipe, loaded.train[0])
-        view = report.View(model, x, commands.class_names(y, loaded.facts["classes"]), history, x_train)
+        view = report.View(model, x, shared.class_names(y, loaded.facts["classes"]), history, x_train)
         pictures = report.save_figures(view, beside / "figures")
-        commands.write_csv(
+        report.write_csv(
             beside / "history.csv", {"epoch": list(range(1, 1 + max(map(len, history.values()), default=0))), **history}
         )
         report.write(
@@ -374,7 +284,7 @@ def _trained(folder):
     facts = json.loads((folder / "metrics.json").read_text())
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     result = {"folder": str(folder.resolve()), **facts, "files": files}
-    text = f"""{commands.metrics_table(facts["metrics"])}
+    text = f"""{shared.metrics_table(facts["metrics"])}
 
 In {folder.resolve()}:
   report.html    everything in one file, for a browser

@@ -231,7 +231,7 @@ def write(path, title, facts, measures, pictures, recipe):
         path: of the file.
         title: what the model is called.
         facts: `{name: value}`, what is to be known of it, in order.
-        measures: records as of `kerasae.recipes.measure`.
+        measures: records as of `kerasae.runs.measures.measure`.
         pictures: `{name of a figure: path of a PNG file}`.
         recipe: TOML text.
     """
@@ -260,6 +260,16 @@ def write(path, title, facts, measures, pictures, recipe):
 def _called(measure):
     arguments = ", ".join(f"{k}={v}" for k, v in measure["arguments"].items())
     return measure["metric"] + (f" ({arguments})" if arguments else "")
+
+
+def write_csv(path, columns):
+    """Writes `{name: values}`."""
+    import csv
+
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
 
 
 _PAGE = string.Template("""<!doctype html>

@@ -1,0 +1,55 @@
+"""The `kerasae` command. Keras and TensorFlow are imported by the commands that need them, so that the others answer at once."""
+
+import logging
+import os
+import sys
+
+import click
+
+import kerasae
+from kerasae.cli import detect, export, quickstart, train, use, zoo
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(kerasae.__version__, prog_name="kerasae")
+def cli():
+    """Autoencoders for Keras: fit one, get one ready-made, deploy one.
+
+    MODEL is everywhere a zoo id (`kerasae zoo list`), a .keras file, or a folder that `kerasae train` wrote. Results go to standard
+    output, progress to standard error. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py", "httpx", "httpx2"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def main():
+    """Runs the command; an error at the door is one line, without a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+for command in (
+    train.train,
+    use.evaluate,
+    use.figures_command,
+    use.encode,
+    use.reconstruct,
+    use.sample,
+    export.bulk,
+    detect.detect,
+    quickstart.quickstart,
+    zoo.zoo,
+    export.export_command,
+):
+    cli.add_command(command)

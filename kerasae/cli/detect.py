@@ -1,0 +1,149 @@
+"""`kerasae detect`: an anomaly detector on one's own examples, and the folder that runs it elsewhere."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+import click
+
+from kerasae.cli import shared
+
+_logger = logging.getLogger(__name__)
+
+
+@click.group()
+def detect():
+    """Find what is odd: fit a detector on examples, score others, take it to a server without TensorFlow."""
+
+
+@detect.command("fit")
+@click.argument("data")
+@click.option("--folder", type=shared.PATH, required=True, metavar="DETECTOR", help="Where to.")
+@click.option(
+    "--anomalies", metavar="DATA", help="Known ones, to see whether they are found; nothing is learned from them."
+)
+@click.option(
+    "--contamination",
+    type=click.FloatRange(min=0, min_open=True, max=0.5),
+    metavar="X",
+    help="Share of the training examples to call anomalies. [a threshold that calls about 5 % of new normal ones so]",
+)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another option of tasks.AnomalyDetector.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Of weights and the split. [0]")
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    metavar="X",
+    default=0.1,
+    help="Held out, to count false alarms on. [0.1]",
+)
+@shared.reading_options
+@shared.overwrite_option
+@shared.json_option
+def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, overwrite, as_json, **reading):
+    """Fit an anomaly detector on DATA: a folder of images, or an .npy, .npz, .csv, .tsv or .parquet file.
+
+    A few odd examples among them do little harm. The folder then holds the detector, how it scores, a report, and `server`, which scores
+    photos and tables on a machine with NumPy, ONNX Runtime and Pillow.
+    """
+    from kerasae import files
+
+    shared.check_new(folder, overwrite)
+    reading = shared.reading(reading)
+    files.check(data, **reading)
+    if anomalies is not None:
+        files.check(anomalies)
+    with shared.reporting(as_json) as show:
+        shared.check_writable(folder)
+        try:
+            options = dict(map(shared.setting, settings))
+            if contamination is not None:
+                options["contamination"] = contamination
+            from kerasae.runs import detector
+
+            limit = {name: options[name] for name in ("max_samples",) if name in options}
+            given = detector.examples(data, anomalies, test_fraction, seed, **limit, **reading)
+            shared.import_keras()
+            from kerasae import export
+
+            try:
+                detector.check_options(options)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
+            try:
+                made = detector.fit(given, folder, options, shared.verbose())
+            except export.ExportError as error:
+                raise click.ClickException(str(error)) from error
+            show({"folder": str(folder.resolve()), **made}, _text(folder, made))
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # of what failed at the door nothing stays
+
+
+@detect.command("score")
+@click.argument("detector", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("data")
+@click.argument("out", type=shared.PATH, required=False)
+@click.option("--array", help="Of an .npz file: which array.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that can't be read.")
+@shared.overwrite_option
+@shared.json_option
+def score(detector, data, out, overwrite, as_json, **reading):
+    """Score DATA by a folder of `kerasae detect fit`: a line an example, or OUT, a .csv, .parquet, .npy or .npz file.
+
+    Higher is more normal; below the threshold, an example is called an anomaly. TensorFlow is not needed.
+    """
+    import numpy as np
+
+    from kerasae import files
+    from kerasae.runs import detector as detectors
+
+    if out is not None:
+        if out.suffix not in shared.TABLE_SUFFIXES:
+            raise click.UsageError(f"OUT must end in {', '.join(shared.TABLE_SUFFIXES)}. Received: {out}")
+        shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
+    files.check(data, **reading)
+    with shared.reporting(as_json) as show:
+        facts, run = detectors.opened(detector)
+        preparation = files.Preparation.from_dict(facts["preparation"])
+        read = files.read(data, like=preparation, **reading)
+        scores = detectors.scores_of(run, preparation, read.values)
+        anomalies = scores < facts["threshold"]
+        rows = detectors.rows(read, scores, anomalies)
+        found = f"{anomalies.sum():,} of {len(scores):,} are anomalies: their score is below {facts['threshold']:.6g}"
+        result = {
+            "detector": detector,
+            "data": data,
+            "threshold": facts["threshold"],
+            "num_anomalies": int(anomalies.sum()),
+        }
+        if out is not None:
+            with shared.moved_in(out) as path:
+                if out.suffix == ".npy":
+                    np.save(path, scores)
+                else:
+                    shared.write_columns(path, rows)
+            show({**result, "out": out}, f"{found}\nWrote {out}")
+            return
+        _logger.info(found)
+        width = max(len(str(name)) for name in next(iter(rows.values())))
+        lines = (
+            f"{name!s:<{width}}  {s:>12.4f}{'  anomaly' * odd}" for name, s, odd in zip(*rows.values(), strict=True)
+        )
+        show(
+            {**result, "examples": [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]},
+            "\n".join(lines),
+        )
+
+
+def _text(folder, made):
+    return f"""threshold  {made["threshold"]:.6g}; an example with a lower score is called an anomaly
+{shared.metrics_table(made["metrics"])}
+
+In {folder.resolve()}:
+  report.html    the scores and the threshold, for a browser
+  scores.csv     every example that was held out, the oddest first
+  server/        for a machine without TensorFlow: its README.md says how
+  detector.pkl   tasks.AnomalyDetector, for pickle.load in Python
+
+Next: kerasae detect score {folder} NEW"""

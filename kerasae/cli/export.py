@@ -1,0 +1,108 @@
+"""`kerasae export` and `kerasae bulk`."""
+
+from pathlib import Path
+
+import click
+
+from kerasae.cli import opening, shared
+
+_ARRAY = click.Path(exists=True, dir_okay=False)
+
+
+@click.command("export")
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "formats", multiple=True, help="saved_model, onnx or litert; again for more. Default: the first two."
+)
+@click.option("--opset", type=int, help="Of ONNX. Default: 21.")
+@click.option("--image-input", help='"uint8": images of 0 to 255 in, scaled inside.')
+@click.option("--batch-size", type=int, help="A fixed one. Default: any.")
+@click.option("--variant", "variants", multiple=True, help="float16, int8_dynamic or int8_static; again for more.")
+@click.option("--calibration", type=_ARRAY, help=".npy file of examples on which int8_static measures ranges.")
+@click.option(
+    "--examples", "x", type=_ARRAY, help=".npy file of real examples for the check, the scores and the codes."
+)
+@click.option(
+    "--page", is_flag=True, help="Write a web page instead, on which one draws; any web server can host FOLDER."
+)
+@click.option("--denoiser", help="With --page: another model, a zoo id or a .keras file, that denoises.")
+@click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: npm fetches it.")
+@click.option("--replace", is_flag=True, help="Replace what is in FOLDER already.")
+def export_command(model, folder, page, denoiser, runtime, replace, **options):
+    """Export MODEL (zoo id, .keras file, folder of `kerasae train`) to FOLDER as SavedModel and ONNX, proved to compute the same."""
+    options = {name: value for name, value in options.items() if value is not None and value != ()}
+    for name, given in (("--denoiser", denoiser), ("--runtime", runtime)):
+        if given and not page:
+            raise click.UsageError(f"{name} belongs to --page.")
+    import numpy as np
+
+    for name in {"x", "calibration"} & set(options):
+        options[name] = np.load(options[name], allow_pickle=False)
+    if page:
+        if foreign := sorted(set(options) - {"x"}):
+            raise click.UsageError(f"--page takes no {', '.join(foreign)}.")
+        from kerasae import export
+
+        try:
+            export.page(
+                opening.open_model(model).model,
+                folder,
+                denoiser=denoiser and opening.open_model(denoiser).model,
+                runtime=runtime,
+                title=Path(model).stem,
+                replace=replace,
+                **options,
+            )
+        except export.ExportError as error:
+            raise click.ClickException(str(error)) from error
+        click.echo(f"Wrote {folder.resolve()}. Look at it: python -m http.server --directory {folder}")
+        return
+    export_checked(opening.open_model(model).model, folder, replace=replace, **options)
+    click.echo(f"Wrote {folder.resolve()}")
+
+
+def export_checked(model, folder, **options):
+    """Exports, and prints the largest difference between Keras and each file, run in a process without Keras."""
+    from kerasae import export
+
+    try:
+        manifest = export.export(model, folder, **options)
+    except export.ExportError as error:
+        raise click.ClickException(str(error)) from error
+    largest = {}
+    for row in manifest["parity"]["measured"]:
+        key = row["part"], row["format"]
+        largest[key] = max(row["max_difference"], largest.get(key, 0.0))
+    click.echo(f"{'part':<18}{'format':<14}{'largest difference from Keras':>30}")
+    for (part, form), difference in largest.items():
+        click.echo(f"{part:<18}{form:<14}{difference:>30.2g}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=shared.PATH)
+@click.option("--part", default="encoder", show_default=True, help="Of the bundle.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one a core.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
+@click.option(
+    "--column", help="Of the Parquet files: the one with the examples. Default: x, as the part's input is called."
+)
+@click.option("--keep", multiple=True, help='A column to carry over, or "all"; again for more. Default: id.')
+@click.option("--scheduler", help="Address of a Dask scheduler. Default: this machine.")
+@shared.overwrite_option
+@shared.json_option
+def bulk(bundle, inputs, output, as_json, **options):
+    """Run an exported BUNDLE over many Parquet files, by Dask; Parquet files go to the folder OUTPUT.
+
+    Call again to go on with what was stopped. Needs `pip install 'kerasae[bulk]'`, and no TensorFlow.
+    """
+    with shared.reporting(as_json) as show:
+        from kerasae.export import bulk as engine
+
+        # One input can be a folder or a pattern, and "all" is a word of its own.
+        paths = [str(path) for path in inputs] if len(inputs) > 1 else str(inputs[0])
+        options["keep"] = "all" if options["keep"] == ("all",) else list(options["keep"]) or None
+        result = engine.run(bundle, paths, output, **options)
+        show(result, "\n".join(f"{name}: {value}" for name, value in result.items()))

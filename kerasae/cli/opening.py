@@ -1,0 +1,158 @@
+"""Models and data that were named: opened, or said at once what is wrong with them."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import click
+
+from kerasae.cli import shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model that was named, and what is known of it."""
+
+    title: str
+    model: object
+    preparation: object
+    recipe: object = None
+    history: dict | None = None
+    facts: dict | None = None
+
+
+def open_model(name):
+    """A model by its zoo id, `.keras` file, or the folder of a run.
+
+    Raises:
+        ValueError, FileNotFoundError: where it is none of them; the message says why.
+    """
+    from kerasae.runs import checkpoints, recipes
+
+    path = Path(name)
+    if path.is_dir() and not (path / "model.keras").is_file():
+        if (path / checkpoints.CHECKPOINT).is_dir():
+            raise ValueError(f"The run in {path} is not finished. Go on with: kerasae train --resume --folder {path}")
+        if (path / "server" / "detector.json").is_file():
+            raise ValueError(f"{path} holds a detector, exported already: kerasae detect score {path} DATA")
+        raise ValueError(f"{path} is no folder that `kerasae train` wrote: it has no model.keras.")
+    if path.suffix == ".keras" and not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    is_file = path.is_dir() or path.suffix == ".keras"
+    if not is_file:
+        from kerasae import zoo
+
+        if os.sep in str(name) or path.exists():
+            raise FileNotFoundError(
+                f"{str(name)!r} is no model: neither a zoo id, nor a .keras file, nor a folder that `kerasae train` wrote."
+            )
+        zoo.describe(name)  # an unknown id is found out before Keras is imported
+    shared.import_keras()
+    import keras
+
+    from kerasae import files, models
+
+    recipe = history = facts = None
+    if is_file:
+        file = path / "model.keras" if path.is_dir() else path
+        model = _load_file(keras, file)
+        run = file.parent
+        if file.name == "model.keras" and (run / "data.json").is_file():
+            recipe = recipes.read(run / "recipe.toml")
+            history = json.loads((run / "history.json").read_text())
+            facts = json.loads((run / "data.json").read_text())
+    else:
+        model = zoo.load(name)
+        recipe = recipes.Recipe.model_validate(zoo.describe(name)["recipe"])
+    if not isinstance(model, models.Autoencoder):
+        raise ValueError(f"{name} holds a {type(model).__name__}, and not an autoencoder of kerasae.")
+    model.compile()  # `evaluate` asks for it; nothing is trained
+    if facts is not None:
+        preparation = files.Preparation.from_dict(facts["preparation"])
+    else:
+        preparation = files.Preparation.of_model(model.encoder.inputs[0].shape[1:])
+    return Opened(path.resolve().name if path.is_dir() else path.stem, model, preparation, recipe, history, facts)
+
+
+def _load_file(keras, path):
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises anything from KeyError to its own
+        raise ValueError(f"{path} can't be loaded by Keras {keras.__version__}: {error}") from error
+
+
+def is_path(data, **options):
+    """Whether DATA means files, rather than a dataset by its name.
+
+    Args:
+        data: what was given.
+        **options: of `kerasae.files.read`.
+
+    Raises:
+        FileNotFoundError: where it can only mean files that there aren't.
+        ValueError: where there are files that hold no examples, or to which an option doesn't apply.
+    """
+    from kerasae import files
+
+    path = Path(data).expanduser()
+    looks = data.startswith((".", "/", "~")) or path.suffix.lower() in files.SUFFIXES
+    if path.exists() or looks:
+        files.check(data, **options)
+    return path.exists()
+
+
+def check_data(data, split=None, data_dir=None, **options):
+    """Says at once what is wrong with DATA, as far as that can be known before it is read; takes what `source_options` give."""
+    is_path(data, **options)
+
+
+@contextlib.contextmanager
+def dataset_errors(data):
+    """A misspelt folder is taken for a dataset's name: then the message speaks of both."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith("unknown dataset"):
+            raise ValueError(f"There is no file or folder {data!r}; {error}") from error
+        raise
+
+
+def examples_of(opened, data, data_dir=None, split="test", **options):
+    """`(Files, apply)` of DATA for a model: `apply` makes stored values the model's input."""
+    from kerasae import files
+
+    if is_path(data, **options):
+        return files.read(data, like=opened.preparation, **options), opened.preparation.apply
+    from kerasae import data as datasets
+
+    with dataset_errors(data):
+        try:
+            loaded = datasets.load(data, data_dir=data_dir, labels=True)
+        except ValueError as error:
+            if "labels=True" not in str(error):
+                raise
+            loaded = [(x, None) for x in datasets.load(data, data_dir=data_dir)]
+    x, y = loaded[("train", "test").index(split)]
+    classes = None if y is None else [str(i) for i in range(int(y.max()) + 1)]
+    # They are scaled already.
+    return files.Files("images", x, None, labels=y, classes=classes), files.Preparation(
+        "images", opened.preparation.shape
+    ).apply
+
+
+def held_out(opened, data_dir):
+    """The recipe's `Dataset`, checked to be the one that the model was trained on."""
+
+    from kerasae.runs import examples
+
+    if opened.recipe is None:
+        raise click.UsageError("Which data? --data names a dataset, a folder of images, or an array or table file.")
+    loaded = examples.load(opened.recipe, data_dir)
+    if opened.facts and opened.facts.get("fingerprint") != loaded.facts.get("fingerprint"):
+        raise ValueError(
+            f"The data in {opened.recipe.data.path} have changed since the model was trained, so which were held out can't be told. "
+            "Name data with --data."
+        )
+    return loaded

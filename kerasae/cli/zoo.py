@@ -1,0 +1,124 @@
+"""`kerasae zoo …`."""
+
+from pathlib import Path
+
+import click
+
+from kerasae.cli import shared
+
+_SOURCE = click.option(
+    "--source",
+    help='"packaged", a folder, https://…, http://localhost…, or hf://owner/name. Default: $KERASAE_ZOO, or "packaged".',
+)
+
+
+@click.group()
+def zoo():
+    """Pretrained models: list, show, download, verify, publish, train, evaluate."""
+
+
+@zoo.command("list")
+@click.option("--family", help="Only this family.")
+@click.option("--dataset", help="Only this dataset.")
+@_SOURCE
+def zoo_list(family, dataset, source):
+    """The models' ids, each with its first figure."""
+    from kerasae.zoo import list_models, sources
+
+    origin = sources.source(source)
+    for model_id in list_models(family, dataset, origin):
+        first = origin.index().models[model_id].figure
+        click.echo(f"{model_id:<36}{f'{first.metric} {first.value:.4g} {first.unit}' if first else ''}".rstrip())
+
+
+@zoo.command("show")
+@click.argument("model_id")
+@_SOURCE
+def zoo_show(model_id, source):
+    """A model's card: how it was made, and what it scores under which protocol."""
+    import kerasae.zoo
+
+    click.echo(kerasae.zoo.card(model_id, source))
+
+
+@zoo.command("download")
+@click.argument("model_ids", nargs=-1, required=True)
+@_SOURCE
+def zoo_download(model_ids, source):
+    """Bring models to this machine, every file checked; prints where they are."""
+    from kerasae.zoo import download, sources
+
+    origin = sources.source(source)
+    for model_id in model_ids:
+        for name, path in download(model_id, origin).items():
+            click.echo(f"{model_id}/{name}\t{path}")
+
+
+@zoo.command("verify")
+@click.argument("model_ids", nargs=-1)
+@_SOURCE
+def zoo_verify(model_ids, source):
+    """Check every file of MODEL_IDS (default: all) against the index; of a remote source, by downloading it."""
+    from kerasae.zoo import download, list_models, sources
+
+    origin = sources.source(source)
+    failed = 0
+    for model_id in model_ids or list_models(source=origin):
+        try:
+            download(model_id, origin)
+            click.echo(f"{model_id:<36}ok")
+        except (ValueError, OSError) as error:
+            failed += 1
+            click.echo(f"{model_id:<36}failed: {error}")
+    if failed:
+        raise click.ClickException(f"{failed} of the models can't be used.")
+
+
+@zoo.command("publish")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1)
+@_SOURCE
+def zoo_publish(folder, models, source):
+    """Write a zoo to FOLDER, for any web server or Hugging Face repository: index, hashes, table, and a folder a model.
+
+    MODELS are folders that `zoo train` wrote, or ids. Without any, what is in FOLDER is indexed again.
+    """
+    from kerasae.zoo import making
+
+    shared.check_writable(folder)
+    for model_id in making.publish(folder, models, source):
+        click.echo(model_id)
+
+
+@zoo.command("train")
+@click.argument("recipe")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where to. Default: a folder of the model's name, here."
+)
+@shared.data_dir_option
+def zoo_train(recipe, folder, data_dir):
+    """Train a model by RECIPE, a model's id or a TOML file. Call again to go on with a run that was stopped."""
+    import kerasae.zoo
+    from kerasae.zoo import making
+
+    path = kerasae.zoo.recipe_path(recipe)
+    if folder is None:
+        folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
+    shared.check_writable(folder)
+    making.make(path, folder, data_dir=data_dir)
+    click.echo((folder / "card.md").read_text())
+
+
+@zoo.command("evaluate")
+@click.argument("model_id")
+@_SOURCE
+@shared.data_dir_option
+def zoo_evaluate(model_id, source, data_dir):
+    """Measure a model again and compare with what is recorded."""
+    import kerasae.zoo
+    from kerasae.zoo import making
+
+    recorded = kerasae.zoo.describe(model_id, source)["metrics"]
+    click.echo(f"{'figure':<20}{'recorded':>12}{'measured':>12}")
+    for old, new in zip(recorded, making.evaluate(model_id, data_dir, source), strict=True):
+        click.echo(f"{new['metric']:<20}{old['value']:>12.4f}{new['value']:>12.4f}  {new['unit']}")

@@ -1,0 +1,247 @@
+"""An anomaly detector fitted to one's own examples, and the folder that runs it elsewhere."""
+
+import dataclasses
+import inspect
+import json
+import logging
+import pickle
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from kerasae import checks
+from kerasae.runs import checkpoints, report, server
+
+_logger = logging.getLogger(__name__)
+
+
+_IMAGE_SIZE = (64, 64)  # where the photos have none in common
+_ROWS_AT_ONCE = 256
+_MAX_SAMPLES = 6400  # the default of tasks.AnomalyDetector, which can't be asked before TensorFlow is imported
+_NUM_SHOWN = 10
+_HELD_OUT, _KNOWN = "held out", "known anomaly"
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What a detector is fitted to, and what it is measured on: `groups` is `{which: (examples, their names)}`."""
+
+    data: str
+    read: object
+    preparation: object
+    x_train: object
+    groups: dict
+    seed: int
+
+
+def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_SAMPLES, **reading):
+    """Reads and splits what a detector is to be fitted to.
+
+    Args:
+        data: path of a folder of images or of a file, as `kerasae.files.read` takes it.
+        anomalies: path of known ones, or None.
+        test_fraction: share of `data` that is held out, to count false alarms on.
+        seed: of the split and of the detector.
+        max_samples: the detector's, for an estimate of the memory that it will take.
+        **reading: options of `kerasae.files.read`.
+
+    Returns:
+        `Examples`.
+    """
+    import numpy as np
+
+    from kerasae import files
+
+    read = files.read(data, **reading, fallback_size=_IMAGE_SIZE if files.check(data) == "images" else None)
+    train, test = files.split(len(read.values), test_fraction, seed)
+    preparation = _preparation(read, train)
+    groups = {_HELD_OUT: (preparation.apply(read.values[test]), _names(read, test))}
+    if anomalies is not None:
+        known = files.read(anomalies, like=preparation, skip_unreadable=reading.get("skip_unreadable", False))
+        groups[_KNOWN] = (preparation.apply(known.values), _names(known, np.arange(len(known.values))))
+    # What is fitted to is there scaled, prepared and as a tensor; few examples are repeated.
+    num = max(len(train), checks.positive_int(max_samples, "max_samples"))
+    files.check_memory((num, *preparation.shape), "float32", f"Fitting to {data}", copies=3)
+    x_train = preparation.apply(read.values[train])
+    _logger.info("%s: %s; %d to fit, %d held out", Path(data).name, preparation.describe(), len(train), len(test))
+    return Examples(data, read, preparation, x_train, groups, seed)
+
+
+def check_options(options):
+    """Raises `ValueError` on an option that `tasks.AnomalyDetector` doesn't take; the message names the nearest."""
+    from kerasae import tasks
+
+    for name in options:
+        checks.choice(name, "option of AnomalyDetector", inspect.signature(tasks.AnomalyDetector).parameters)
+
+
+def fit(given, folder, options, verbose="auto"):
+    """Fits a detector, measures it, and fills a folder.
+
+    Args:
+        given: `Examples`.
+        folder: where to.
+        options: of `tasks.AnomalyDetector`.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        What was written into `metrics.json`.
+
+    Raises:
+        kerasae.export.ExportError: where the exported graph doesn't give the detector's scores.
+    """
+    from kerasae import tasks
+
+    started = time.monotonic()
+    detector = tasks.AnomalyDetector(**{"random_state": given.seed, "verbose": verbose, **options}).fit(given.x_train)
+    seconds = time.monotonic() - started
+    # What holds for new examples is measured on new ones: those fitted to lie near their own reconstructions.
+    scores = {which: detector.score_samples(x) for which, (x, _) in given.groups.items()}
+    made = {
+        "format": 1,
+        "id": folder.resolve().name,
+        "data": Path(given.data).name,
+        "fingerprint": given.read.fingerprint,
+        "num_train": len(given.x_train),
+        "num_test": len(scores[_HELD_OUT]),
+        "num_anomalies": len(scores.get(_KNOWN, ())),
+        "threshold": detector.offset_,
+        "seed": given.seed,
+        "settings": detector.get_params(),
+        "seconds": seconds,
+        "versions": {name: version(name) for name in ("kerasae", "keras", "tensorflow")},
+        "metrics": _measures(scores, detector.offset_),
+    }
+    with checkpoints.written_together(folder) as beside:
+        (beside / "detector.pkl").write_bytes(pickle.dumps(detector))
+        checkpoints.write_json(beside / "metrics.json", made)
+        _write_scores(beside / "scores.csv", given.read, given.groups, scores, detector.offset_)
+        server.write(beside / "server", detector, given.preparation, given.groups[_HELD_OUT][0])
+        _write_report(beside, given.preparation, made, given.groups, scores)
+    return made
+
+
+def _preparation(read, train):
+    """Pixels in [0, 1], as photos come to every model here; other numbers go in as they are, and the detector scales them itself."""
+    from kerasae import files
+
+    if read.values.ndim > 2 or read.values.dtype == "uint8":
+        preparation = files.Preparation.fit(read, train)
+        if preparation.scaling == "pixels":
+            return preparation
+    return files.Preparation.fit(read, train, "none")
+
+
+def _names(read, indices):
+    return [read.names[i] for i in indices] if read.names else [int(i) + 1 for i in indices]
+
+
+def rows(read, scores, anomalies):
+    import numpy as np
+
+    names = _names(read, np.arange(len(scores)))
+    return {"file" if read.names else "row": names, "score": scores.tolist(), "anomaly": anomalies.astype(int).tolist()}
+
+
+def _measures(scores, threshold):
+    """Records as of `kerasae.runs.measures.measure`."""
+    import numpy as np
+
+    records = []
+
+    def record(metric, value, unit, protocol, split, num_examples):
+        fields = ("metric", "arguments", "value", "unit", "protocol", "split", "num_examples")
+        records.append(dict(zip(fields, (metric, {}, float(value), unit, protocol, split, num_examples), strict=True)))
+
+    for which, metric in ((_HELD_OUT, "false_alarms"), (_KNOWN, "found")):
+        if which in scores:
+            share = 100 * np.mean(scores[which] < threshold)
+            record(metric, share, "%", "called anomalies", which, len(scores[which]))
+    if _KNOWN in scores:
+        from sklearn.metrics import roc_auc_score
+
+        normal = np.repeat([1, 0], [len(part) for part in scores.values()])
+        auc = roc_auc_score(normal, np.concatenate(list(scores.values())))
+        record("roc_auc", auc, "area", f"{_HELD_OUT} against {_KNOWN}, 0.5 is chance", "of both", len(normal))
+    return records
+
+
+def _write_scores(path, read, groups, scores, threshold):
+    rows = sorted(
+        (float(score), which, name)
+        for which, (_, names) in groups.items()
+        for score, name in zip(scores[which], names, strict=True)
+    )
+    columns = {
+        "file" if read.names else "row": [name for _, _, name in rows],
+        "which": [which for _, which, _ in rows],
+        "score": [score for score, _, _ in rows],
+        "anomaly": [int(score < threshold) for score, _, _ in rows],
+    }
+    report.write_csv(path, columns)
+
+
+def _write_report(folder, preparation, made, groups, scores):
+    import numpy as np
+    import tomli_w
+
+    from kerasae import figures
+
+    known, threshold = scores.get(_KNOWN), made["threshold"]
+    (folder / "figures").mkdir()
+    with figures.theme():
+        drawn = {
+            "scores": figures.error_histograms(
+                -scores[_HELD_OUT],
+                None if known is None else -known,
+                -threshold,
+                unit="minus the score",
+                num_bins=min(50, 10 + len(scores[_HELD_OUT]) // 10),
+                names=(_HELD_OUT, _KNOWN),
+            )
+        }
+        if server.color(preparation):
+            num = min(_NUM_SHOWN, *map(len, scores.values()))
+            x, order = groups[_HELD_OUT][0], np.argsort(scores[_HELD_OUT])
+            rows = {"oddest": x[order[:num]], "most normal": x[order[::-1][:num]]}
+            if known is not None:
+                rows["least odd anomalies"] = groups[_KNOWN][0][np.argsort(-known)[:num]]
+            drawn["oddest"] = figures.reconstructions(rows)
+        pictures = {name: figures.save(figure, folder / "figures" / f"{name}.png") for name, figure in drawn.items()}
+    report.write(
+        folder / "report.html",
+        made["id"],
+        {
+            "detector": "anomalies, by the distance from what an autoencoder reconstructs",
+            "data": f"{made['data']}: {preparation.describe()}",
+            "examples": f"{made['num_train']:,} fitted to, {made['num_test']:,} held out, {made['num_anomalies']:,} known anomalies",
+            "threshold": f"{threshold:.6g}: an example with a lower score is called an anomaly",
+            "training": f"{made['seconds']:.0f} seconds, seed {made['seed']}",
+            "versions": ", ".join(f"{name} {v}" for name, v in made["versions"].items()),
+        },
+        made["metrics"],
+        pictures,
+        tomli_w.dumps({"settings": {name: value for name, value in made["settings"].items() if value is not None}}),
+    )
+
+
+def opened(folder):
+    """`(facts, run)` of a folder that `fit` filled: `run` makes scores of prepared examples."""
+    import onnxruntime
+
+    inside = folder / "server"
+    if not (inside / "detector.json").is_file():
+        raise ValueError(f"{folder} is no folder that `kerasae detect fit` wrote: it has no server/detector.json.")
+    facts = json.loads((inside / "detector.json").read_text())
+    session = onnxruntime.InferenceSession(
+        str(inside / "bundle" / "score_samples.onnx"), providers=["CPUExecutionProvider"]
+    )
+    return facts, lambda x: session.run(["score"], {"x": x})[0]
+
+
+def scores_of(run, preparation, values):
+    import numpy as np
+
+    starts = range(0, len(values), _ROWS_AT_ONCE)
+    parts = [run(preparation.apply(values[i : i + _ROWS_AT_ONCE]).astype("float32")) for i in starts]
+    return np.concatenate(parts).astype("float64")

@@ -1,0 +1,111 @@
+"""The examples that a recipe names, loaded, split and scaled."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a recipe's data are: `train` and `test`, each `(x, y)`, y None without labels; and `facts` of them, for `data.json`."""
+
+    train: tuple
+    test: tuple
+    facts: dict
+
+    @property
+    def preparation(self):
+        """The `kerasae.files.Preparation` that made the examples."""
+        from kerasae.files import Preparation
+
+        return Preparation.from_dict(self.facts["preparation"])
+
+    @property
+    def images(self):
+        """Whether the examples are images."""
+        return is_image(self.train[0].shape[1:])
+
+
+def is_image(shape):
+    """Whether examples of this shape can be shown as images."""
+    return len(shape) == 3 and shape[-1] in (1, 3)
+
+
+def load(recipe, data_dir=None):
+    """Loads the recipe's data.
+
+    Args:
+        recipe: `Recipe`.
+        data_dir: as in `kerasae.data.load`.
+
+    Returns:
+        `Dataset`.
+    """
+    from kerasae import files
+
+    source = recipe.data
+    if source.name is not None:
+        from kerasae import data
+
+        try:
+            train, test = data.load(source.name, data_dir=data_dir, labels=True)
+        except ValueError as error:
+            if "labels=True" not in str(error):
+                raise
+            train, test = ((x, None) for x in data.load(source.name, data_dir=data_dir))
+        shape = train[0].shape[1:]
+        preparation, facts, classes = files.Preparation("images", shape, "pixels", (0.0,), (255.0,)), {}, None
+    else:
+        read = files.read(
+            source.path,
+            image_size=source.image_size,
+            color=source.color,
+            array=source.array,
+            columns=source.columns,
+            drop=source.drop,
+            labels=source.labels,
+            skip_unreadable=source.skip_unreadable,
+        )
+        values, classes = read.values, read.classes
+        indices = files.split(len(values), source.test_fraction, recipe.seed)
+        unit_interval = "binary_crossentropy" in recipe.model.values() or "bernoulli" in recipe.model.values()
+        preparation = files.Preparation.fit(read, indices[0], source.scaling, unit_interval)
+        files.check_memory(values.shape, "float32", source.path)
+        train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
+        facts = {"fingerprint": read.fingerprint}
+        if read.names is not None:
+            facts["test_files"] = [read.names[i] for i in indices[1]]
+        else:
+            facts["test_rows"] = indices[1].tolist()
+    return Dataset(
+        train,
+        test,
+        {
+            "data": source.title,
+            "preparation": preparation.to_dict(),
+            "num_train": len(train[0]),
+            "num_test": len(test[0]),
+            "classes": classes,
+            **facts,
+        },
+    )
+
+
+def binarized(x, seed=0):
+    """Images of zeros and ones: each pixel is 1 with probability its intensity, from a seed."""
+    import numpy as np
+
+    return (np.random.default_rng(seed).random(x.shape, dtype="float32") < x).astype("float32")
+
+
+def binarized_batches(x, batch_size, seed):
+    """A `tf.data.Dataset` of shuffled batches that are binarised anew in every epoch."""
+    import tensorflow as tf
+
+    batches = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=seed).batch(batch_size)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    return tf.data.Dataset.zip(batches, seeds).map(_binarize, num_parallel_calls=2).prefetch(4)
+
+
+def _binarize(x, seed):
+    import tensorflow as tf
+
+    return tf.cast(tf.random.stateless_uniform(tf.shape(x), seed) < x, tf.float32)

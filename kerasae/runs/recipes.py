@@ -1,0 +1,171 @@
+"""Recipe files: their schema, reading and checking them, and writing them. No TensorFlow is needed for that.
+
+A recipe names the data, the family and its builder's arguments, how to train, and what to measure under which protocol.
+"""
+
+import inspect
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from kerasae import checks
+from kerasae.runs.measures import Measurement
+
+# What a builder takes that a recipe can't hold, or gives by itself.
+_NO_OPTIONS = {"input_shape", "encoder", "decoder", "seed", "kwargs"}
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Section):
+    """What to train on: `kerasae.data.load(name)`, or own files by their path, as `kerasae.files.read` takes them."""
+
+    name: str | None = None
+    # The last so many training images are held out, for choosing; 0 trains on all of them.
+    validation: pydantic.NonNegativeInt = 0
+    # Stochastic (dynamic) binarisation: whenever an image is used, each pixel is 1 with probability its intensity.
+    binarize: bool = False
+    # Own files; a path in a recipe file counts from the folder of that file.
+    path: str | None = None
+    image_size: tuple[pydantic.PositiveInt, pydantic.PositiveInt] | None = None
+    color: Literal["grey", "rgb"] | None = None
+    array: str | None = None
+    columns: list[str] | None = None
+    drop: list[str] = []
+    labels: str | None = None
+    skip_unreadable: bool = False
+    scaling: Literal["auto", "none", "minmax", "standard"] = "auto"
+    # The share of own files that is held out as the test set, chosen by the recipe's seed.
+    test_fraction: float = pydantic.Field(0.1, gt=0, lt=1)
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self):
+        if (self.name is None) == (self.path is None):
+            raise ValueError("give either `name`, of a dataset, or `path`, of your own files")
+        if self.path is None and (
+            foreign := set(self.model_dump(exclude_defaults=True)) - {"name", "validation", "binarize"}
+        ):
+            raise ValueError(f"only own files, by `path`, take {sorted(foreign)}")
+        return self
+
+    @property
+    def title(self):
+        """What to call it in a sentence."""
+        return self.name or Path(self.path).name
+
+
+class Pretraining(_Section):
+    """Greedy layer-wise pretraining before `Training`."""
+
+    method: Literal["rbm", "autoencoder"]
+    epochs: pydantic.PositiveInt
+    # The corruption of each layer's autoencoder, for `"autoencoder"`; none makes them plain.
+    corruption_rate: float | None = pydantic.Field(None, gt=0, lt=1)
+
+
+class Training(_Section):
+    """How to train."""
+
+    optimizer: str = "adam"
+    learning_rate: pydantic.PositiveFloat = 1e-3
+    # "cosine": from `learning_rate` to 0 over all epochs.
+    schedule: Literal["constant", "cosine"] = "constant"
+    batch_size: pydantic.PositiveInt = 128
+    # 0 leaves it at what `Pretraining` gave.
+    epochs: pydantic.NonNegativeInt
+    jit_compile: bool = False
+    steps_per_execution: pydantic.PositiveInt = 1
+    # For k-sparse models: k falls from `start_k` to the model's own over so many epochs.
+    k_annealing: dict[Literal["start_k", "epochs"], pydantic.PositiveInt] | None = None
+    # For variational models: the weight of the KL term rises from 0 to the model's own over so many epochs.
+    beta_annealing: pydantic.PositiveInt | None = None
+
+
+class Recipe(_Section):
+    """A recipe file's contents."""
+
+    family: str
+    description: str
+    seed: pydantic.NonNegativeInt = 0
+    data: Data
+    model: dict[str, Any]
+    pretraining: Pretraining | None = None
+    training: Training
+    measure: list[Measurement]
+
+    @pydantic.model_validator(mode="after")
+    def _trains(self):
+        if self.training.epochs == 0 and self.pretraining is None:
+            raise ValueError("training.epochs is 0 and there is no pretraining: nothing would be trained")
+        return self
+
+
+def read(path):
+    """Reads and checks a recipe.
+
+    Args:
+        path: of a TOML file with the sections `data`, `model`, `training` and `measure`.
+
+    Returns:
+        `Recipe`.
+
+    Raises:
+        ValueError: where the file is no TOML, or a key is unknown, missing or of the wrong type; the message names the key.
+        FileNotFoundError: where there is no such file.
+    """
+    path = Path(path)
+    try:
+        recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    except pydantic.ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path} is not a recipe: {problems}") from error
+    if recipe.data.path is not None:
+        own = str((path.parent / Path(recipe.data.path).expanduser()).resolve())
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": own})})
+    return recipe
+
+
+def options(family):
+    """The options of a family's builder that a recipe's `model` may set: `{name: default}`.
+
+    Raises:
+        ValueError: on an unknown family; the message names the nearest.
+    """
+    from kerasae import builders
+
+    families = [name for name, f in inspect.getmembers(builders, inspect.isfunction) if not name.startswith("_")]
+    parameters = inspect.signature(getattr(builders, checks.choice(family, "family", families))).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in _NO_OPTIONS}
+
+
+def check(recipe):
+    """Raises on a family, or an option of it, that there isn't, before any data is read."""
+    known = options(recipe.family)
+    for option in recipe.model:
+        checks.choice(option, f"option of {recipe.family}", known)
+
+
+def split(recipe, x_train):
+    """The training images and, where the recipe holds some out, the validation images (else None)."""
+    held_out = recipe.data.validation
+    if held_out >= len(x_train):
+        raise ValueError(f"data.validation must be less than the {len(x_train)} training images. Received: {held_out}")
+    return (x_train[:-held_out], x_train[-held_out:]) if held_out else (x_train, None)
+
+
+def to_toml(recipe):
+    """The recipe as the text of a file that `read` takes."""
+    import tomli_w
+
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    if recipe.data.path is None:
+        values["data"] = recipe.data.model_dump(
+            mode="json", exclude_defaults=True
+        )  # what is of own files doesn't belong there
+    return tomli_w.dumps(values)

@@ -1,0 +1,200 @@
+"""Trains a recipe's model and fills the run's folder."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from kerasae.runs import checkpoints, examples, measures, recipes
+from kerasae.runs.checkpoints import CHECKPOINT, write_json, written_together
+
+_logger = logging.getLogger(__name__)
+
+
+def build(recipe, input_shape, num_examples):
+    """The recipe's model, compiled, with its weights drawn from its seed.
+
+    Args:
+        recipe: `Recipe`.
+        input_shape: shape of one example.
+        num_examples: number of training examples, for the learning rate's schedule.
+    """
+    import keras
+
+    from kerasae import builders
+
+    recipes.check(recipe)
+    builder = getattr(builders, recipe.family)
+    keras.utils.set_random_seed(recipe.seed)
+    model = builder(input_shape, **recipe.model, seed=recipe.seed)
+    training = recipe.training
+    learning_rate = training.learning_rate
+    if training.schedule == "cosine":
+        steps = -(-num_examples // training.batch_size) * training.epochs
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = keras.optimizers.get({"class_name": training.optimizer, "config": {"learning_rate": learning_rate}})
+    model.compile(
+        optimizer=optimizer, jit_compile=training.jit_compile, steps_per_execution=training.steps_per_execution
+    )
+    return model
+
+
+def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None, loaded=None):
+    """Trains a recipe's model and fills a folder: recipe, model, history, facts of the data, measures, and what `complete` adds.
+
+    A run that was stopped goes on at the last whole epoch when called again. The files of a finished one are replaced together, at the
+    end.
+
+    Args:
+        recipe: `Recipe`.
+        folder: where to.
+        text: what to write as recipe.toml. Default: the recipe, with every default.
+        data_dir: as in `kerasae.data.load`.
+        verbose: as in `keras.Model.fit`.
+        complete: called with a folder to write more files into, the model, its `Dataset`, its history, and what goes into `metrics.json`.
+        loaded: `Dataset`, where the recipe's data have been loaded already.
+
+    Returns:
+        What was written into `metrics.json`.
+
+    Raises:
+        ValueError: where the run in the folder was begun with another recipe, or its data has changed since.
+    """
+    recipes.check(recipe)
+    loaded = loaded or examples.load(recipe, data_dir)
+    folder = Path(folder)
+    checkpoint = folder / CHECKPOINT
+    text = text or recipes.to_toml(recipe)
+    model, training = train(recipe, loaded.train[0], checkpoint, verbose, loaded.facts.get("fingerprint"))
+    records = measures.measure(recipe, model, (loaded.train, loaded.test))
+    with written_together(folder) as beside:
+        (beside / "recipe.toml").write_text(text)
+        write_json(beside / "data.json", loaded.facts)
+        history = training.pop("history")
+        write_json(beside / "history.json", history)
+        _uncompiled(model).save(beside / "model.keras")
+        weights = (beside / "model.keras").read_bytes()
+        facts = {
+            "format": 1,
+            "id": folder.resolve().name,
+            "model": {
+                "sha256": hashlib.sha256(weights).hexdigest(),
+                "bytes": len(weights),
+                "parameters": int(model.count_params()),
+            },
+            "training": training,
+            "versions": {name: version(name) for name in ("kerasae", "keras", "tensorflow")},
+            "metrics": records,
+        }
+        write_json(beside / "metrics.json", facts)
+        if complete is not None:
+            complete(beside, model, loaded, history, facts)
+    shutil.rmtree(checkpoint)
+    _logger.info("wrote %s", folder)
+    return facts
+
+
+def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strategy=None):
+    """Trains the recipe's model; a run that was stopped goes on at the last whole epoch.
+
+    Args:
+        recipe: `Recipe`.
+        x_train: training images, with those to be held out.
+        checkpoint: folder for the state of the run, which is the caller's to remove.
+        verbose: as in `keras.Model.fit`.
+        fingerprint: of the data; a run that was begun on other data is refused.
+        strategy: of `tf.distribute`, within whose scope the model is built. Default: none.
+
+    Returns:
+        `(model, facts)`; facts are the epochs and seconds of training, in this process and in all, the last values of each logged term, and
+        the `history` of all epochs, `{term: [values]}`.
+
+    Raises:
+        ValueError: where the run was begun with another recipe, or on other data.
+    """
+    x_train, x_validation = recipes.split(recipe, x_train)
+    checkpoint = Path(checkpoint)
+    with strategy.scope() if strategy is not None else contextlib.nullcontext():
+        model = build(recipe, x_train.shape[1:], len(x_train))
+        model.optimizer.build(model.trainable_variables)
+    checkpoints.begin(checkpoint, recipe, fingerprint)
+    progress = checkpoints.Progress(checkpoint)
+    started, initial_epoch = time.perf_counter(), progress.restore(model)
+    training = recipe.training
+    if recipe.pretraining is not None and initial_epoch == 0:
+        _pretrain(recipe.pretraining, model, x_train, checkpoint / "pretrained.weights.h5", verbose)
+    if initial_epoch < training.epochs:
+        callbacks = [checkpoints.saving(progress)]
+        if training.k_annealing is not None:
+            from kerasae.models import KAnnealing
+
+            callbacks.append(KAnnealing(**training.k_annealing))
+        if training.beta_annealing is not None:
+            from kerasae.models import BetaAnnealing
+
+            callbacks.append(BetaAnnealing(training.beta_annealing))
+        x, validation_data = x_train, None if x_validation is None else (x_validation,)
+        if recipe.data.binarize:
+            x = examples.binarized_batches(x_train, training.batch_size, recipe.seed)
+            validation_data = None if x_validation is None else (examples.binarized(x_validation),)
+        model.fit(
+            x,
+            batch_size=None if recipe.data.binarize else training.batch_size,
+            epochs=training.epochs,
+            initial_epoch=initial_epoch,
+            validation_data=validation_data,
+            shuffle=not recipe.data.binarize,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+    facts = {
+        "epochs": training.epochs,
+        "epochs_in_this_process": training.epochs - initial_epoch,
+        "seconds_in_this_process": round(time.perf_counter() - started, 1),
+        "seconds": round(progress.seconds, 1),
+        "last_epochs": {name: values[-3:] for name, values in progress.history.items()},
+        "history": progress.history,
+    }
+    return model, facts
+
+
+def _pretrain(pretraining, model, x_train, path, verbose):
+    """Pretrains the model's layers, or takes them from `path` where a stopped run had finished with that."""
+    import keras
+
+    from kerasae.layers import MaskingCorruption
+    from kerasae.models import Autoencoder, DenoisingAutoencoder
+    from kerasae.models.pretraining import pretrain_autoencoders, pretrain_rbms
+
+    if path.exists():
+        model.load_weights(path, skip_mismatch=False)
+        return
+
+    def layer_autoencoder(encoder, decoder):
+        if pretraining.corruption_rate is None:
+            layer = Autoencoder(encoder, decoder, loss=model.distortion)
+        else:
+            layer = DenoisingAutoencoder(
+                encoder, decoder, MaskingCorruption(pretraining.corruption_rate), loss=model.distortion
+            )
+        layer.compile(optimizer=keras.optimizers.Adam(1e-3))
+        return layer
+
+    if pretraining.method == "rbm":
+        pretrain_rbms(model, x_train, epochs=pretraining.epochs, verbose=verbose)
+    else:
+        pretrain_autoencoders(model, x_train, layer_autoencoder, epochs=pretraining.epochs, verbose=verbose)
+    beside = path.with_name(f".{path.name}")
+    model.save_weights(beside, overwrite=True)
+    os.replace(beside, path)
+
+
+def _uncompiled(model):
+    # Adam's state would triple the file.
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    return copy
