@@ -102,7 +102,7 @@ def test_quickstart_names_near_datasets(tmp_path):
 def test_answers_without_tensorflow(arguments, tmp_path):
     code = (
         "import sys; sys.argv = ['kerasae', *sys.argv[1:]]\n"
-        "from kerasae.cli import cli\n"
+        "from kerasae.cli.app import cli\n"
         "try: cli()\n"
         "finally: assert not {'tensorflow', 'keras'} & set(sys.modules), 'imported TensorFlow'"
     )
