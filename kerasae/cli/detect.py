@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kerasae import writing
 from kerasae.cli import shared
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
     if anomalies is not None:
         files.check(anomalies)
     with shared.reporting(as_json) as show:
-        shared.check_writable(folder)
+        writing.writable(folder, "--folder")
         try:
             options = dict(map(shared.setting, settings))
             if contamination is not None:
@@ -118,7 +119,7 @@ def score(detector, data, out, overwrite, as_json, **reading):
             "num_anomalies": int(anomalies.sum()),
         }
         if out is not None:
-            with shared.moved_in(out) as path:
+            with writing.file(out) as path:
                 if out.suffix == ".npy":
                     np.save(path, scores)
                 else:

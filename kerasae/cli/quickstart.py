@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from kerasae import writing
 from kerasae.cli import shared
 from kerasae.cli.export import export_checked
 
@@ -23,7 +24,7 @@ _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_d
 @shared.data_dir_option
 def quickstart(dataset, folder, epochs, data_dir):
     """The whole road once: fit, evaluate, look, save, export, run without Keras."""
-    shared.check_writable(folder)
+    writing.writable(folder, "--folder")
     shared.import_keras()
     import keras
     from sklearn.decomposition import PCA

@@ -10,12 +10,13 @@ import json
 import math
 import os
 import sys
-import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import click
+
+from kerasae import writing
 
 
 class Numbers(click.ParamType):
@@ -110,16 +111,6 @@ def _finite(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def check_writable(folder, option="--folder"):
-    """Makes the folder; raises at once where nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise click.ClickException(f"Can't write into {folder}: {error.strerror}. Choose another {option}.") from error
-
-
 def import_keras():
     """Imports Keras without the lines that TensorFlow's libraries write as they load, whatever TF_CPP_MIN_LOG_LEVEL says."""
     if "tensorflow" in sys.modules:
@@ -188,15 +179,6 @@ def check_out(out, suffixes, overwrite):
         raise click.ClickException(f"Can't write into {out.parent}.")
 
 
-@contextlib.contextmanager
-def moved_in(path):
-    """A path beside, of the same name; the file is moved into its place at the end, and not on an error."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
-        beside = Path(folder, path.name)
-        yield beside
-        os.replace(beside, path)
-
-
 def write_columns(path, columns):
     """Writes `{name: values}` to a .csv, .parquet or .npz file."""
     if path.suffix == ".npz":
@@ -219,7 +201,7 @@ def write_numbers(out, values, columns, name, beside):
 
     if out.suffix == "":
         raise click.UsageError(f"OUT must end in {', '.join(TABLE_SUFFIXES)}. Received: {out}")
-    with moved_in(out) as path:
+    with writing.file(out) as path:
         if out.suffix == ".npy":
             np.save(path, values)
         elif out.suffix == ".npz":

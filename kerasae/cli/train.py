@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from kerasae import registry
+from kerasae import registry, writing
 from kerasae.cli import drafts, opening, shared
 
 _logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def train(what, data, folder, settings, workers, wait, resume, overwrite, as_jso
             show(*_trained(folder))
             return
         try:
-            shared.check_writable(folder)
+            writing.writable(folder, "--folder")
             _train(what, data, folder, settings, workers, wait, data_dir, local_worker, task, options)
         finally:
             with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from kerasae import writing
 from kerasae.cli import opening, shared
 
 _logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
     shared.check_new(folder, overwrite)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
-        from kerasae.runs import checkpoints, recipes, report
+        from kerasae.runs import recipes, report
 
         if data is None:
             loaded = opening.held_out(opened, source["data_dir"])
@@ -79,7 +80,7 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
             x, y, classes = apply(files.values[: report.MAX_EXAMPLES]), files.labels, files.classes
             y, x_train = None if y is None else y[: len(x)], None
         view = report.View(opened.model, x, shared.class_names(y, classes), opened.history, x_train)
-        with checkpoints.written_together(folder) as beside:
+        with writing.together(folder) as beside:
             names = list(report.save_figures(view, beside, dark))
         paths = {name: folder / f"{name}.png" for name in names}
         show({"model": model, "figures": paths}, "\n".join(map(str, paths.values())))
@@ -174,7 +175,7 @@ def sample(model, out, num, seed, overwrite, as_json):
         if out.suffix == ".png":
             from kerasae import figures
 
-            with shared.moved_in(out) as beside:
+            with writing.file(out) as beside:
                 figures.save(figures.samples(made), beside)
         else:
             _write_examples(out, iter([made]), num, opened.preparation, None)
@@ -191,7 +192,7 @@ def _write_examples(out, parts, num, preparation, names):
 
     first = next(parts)
     if out.suffix == ".npy":
-        with shared.moved_in(out) as path:
+        with writing.file(out) as path:
             array = np.lib.format.open_memmap(path, "w+", first.dtype, (num, *first.shape[1:]))
             start = 0
             for part in _chain(first, parts):
@@ -210,15 +211,13 @@ def _write_examples(out, parts, num, preparation, names):
         )
     from PIL import Image
 
-    from kerasae.runs import checkpoints
-
     digits = max(5, len(str(num - 1)))
     stems = (
         [Path(name).with_suffix("").as_posix() for name in names] if names else [f"{i:0{digits}}" for i in range(num)]
     )
     if len(set(stems)) < num:  # a.jpg and a.png
         stems = names
-    with checkpoints.written_together(out) as beside:
+    with writing.together(out) as beside:
         start = 0
         for part in _chain(first, parts):
             pixels = np.rint(np.clip(part, 0, 1) * 255).astype("uint8")

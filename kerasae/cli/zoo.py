@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from kerasae import writing
 from kerasae.cli import shared
 
 _SOURCE = click.option(
@@ -85,7 +86,7 @@ def zoo_publish(folder, models, source):
     """
     from kerasae.zoo import making
 
-    shared.check_writable(folder)
+    writing.writable(folder, "--folder")
     for model_id in making.publish(folder, models, source):
         click.echo(model_id)
 
@@ -104,7 +105,7 @@ def zoo_train(recipe, folder, data_dir):
     path = kerasae.zoo.recipe_path(recipe)
     if folder is None:
         folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
-    shared.check_writable(folder)
+    writing.writable(folder, "--folder")
     making.make(path, folder, data_dir=data_dir)
     click.echo((folder / "card.md").read_text())
 

@@ -1,12 +1,11 @@
 """The state of an unfinished run: which recipe and data it is of, and how far it got."""
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 import time
 from pathlib import Path
+
+from kerasae import writing
 
 # Where a run keeps what it needs to go on, inside its folder, until it is finished.
 CHECKPOINT = ".checkpoint"
@@ -18,7 +17,7 @@ def begin(checkpoint, recipe, fingerprint=None):
     this = {"recipe": recipe.model_dump(mode="json"), "fingerprint": fingerprint}
     if not path.exists():
         checkpoint.mkdir(parents=True, exist_ok=True)
-        write_json(path, this)
+        writing.json(path, this)
         return
     begun = json.loads(path.read_text())
     start_again = f"Go on as it was begun, or start again (kerasae train --overwrite, or remove {checkpoint})."
@@ -83,11 +82,10 @@ class Progress:
         now = time.perf_counter()
         self.seconds, self._started = self.seconds + now - self._started, now
         # History first: one epoch too many is cut off again.
-        write_json(self.folder / "history.json", {"history": self.history, "seconds": self.seconds})
+        writing.json(self.folder / "history.json", {"history": self.history, "seconds": self.seconds})
         earlier = self.states()
-        beside = self.folder / f".beside-{os.getpid()}.weights.h5"
-        model.save_weights(beside, overwrite=True)
-        os.replace(beside, self.folder / f"epoch-{epoch}.weights.h5")
+        with writing.file(self.folder / f"epoch-{epoch}.weights.h5") as beside:
+            model.save_weights(beside)
         for path in earlier.values():
             path.unlink()
 
@@ -105,31 +103,3 @@ def saving(progress):
             progress.save(self.model, epoch + 1, logs)
 
     return Saving()
-
-
-@contextlib.contextmanager
-def written_together(folder):
-    """A folder beside; what is in it at the end is moved into `folder`, in place of what has the same name, and nothing on an error."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        new.mkdir()
-        old.mkdir()
-        yield new
-        for path in new.iterdir():
-            target = folder / path.name
-            if target.is_dir():  # can't be replaced in one step
-                os.replace(target, old / path.name)
-            os.replace(path, target)
-
-
-def write_json(path, contents):
-    """Writes JSON beside its place and moves it in."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(contents, indent=2) + "\n")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from kerasae import checks
-from kerasae.runs import checkpoints, report, server
+from kerasae import checks, writing
+from kerasae.runs import report, server
 
 _logger = logging.getLogger(__name__)
 
@@ -112,9 +112,9 @@ def fit(given, folder, options, verbose="auto"):
         "versions": {name: version(name) for name in ("kerasae", "keras", "tensorflow")},
         "metrics": _measures(scores, detector.offset_),
     }
-    with checkpoints.written_together(folder) as beside:
+    with writing.together(folder) as beside:
         (beside / "detector.pkl").write_bytes(pickle.dumps(detector))
-        checkpoints.write_json(beside / "metrics.json", made)
+        writing.json(beside / "metrics.json", made)
         _write_scores(beside / "scores.csv", given.read, given.groups, scores, detector.offset_)
         server.write(beside / "server", detector, given.preparation, given.groups[_HELD_OUT][0])
         _write_report(beside, given.preparation, made, given.groups, scores)

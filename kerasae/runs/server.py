@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from kerasae.runs import checkpoints
+from kerasae import writing
 from kerasae.runs.examples import is_image
 
 _TOLERANCE = 1e-4  # of the bundle: distances are small differences of large numbers
@@ -65,7 +65,7 @@ def write(folder, detector, preparation, x):
         "preparation": preparation.to_dict(),
         "color": color(preparation),
     }
-    checkpoints.write_json(folder / "detector.json", facts)
+    writing.json(folder / "detector.json", facts)
     shutil.copy(Path(export.__file__).with_name("clients") / "score.py", folder)
     (folder / "README.md").write_text(_readme(facts), encoding="utf-8")
 

@@ -1,16 +1,15 @@
 """Trains a recipe's model and fills the run's folder."""
 
 import contextlib
-import hashlib
 import logging
-import os
 import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+from kerasae import writing
 from kerasae.runs import checkpoints, examples, measures, recipes
-from kerasae.runs.checkpoints import CHECKPOINT, write_json, written_together
+from kerasae.runs.checkpoints import CHECKPOINT
 
 _logger = logging.getLogger(__name__)
 
@@ -71,26 +70,25 @@ def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None,
     text = text or recipes.to_toml(recipe)
     model, training = train(recipe, loaded.train[0], checkpoint, verbose, loaded.facts.get("fingerprint"))
     records = measures.measure(recipe, model, (loaded.train, loaded.test))
-    with written_together(folder) as beside:
+    with writing.together(folder) as beside:
         (beside / "recipe.toml").write_text(text)
-        write_json(beside / "data.json", loaded.facts)
+        writing.json(beside / "data.json", loaded.facts)
         history = training.pop("history")
-        write_json(beside / "history.json", history)
+        writing.json(beside / "history.json", history)
         _uncompiled(model).save(beside / "model.keras")
-        weights = (beside / "model.keras").read_bytes()
         facts = {
             "format": 1,
             "id": folder.resolve().name,
             "model": {
-                "sha256": hashlib.sha256(weights).hexdigest(),
-                "bytes": len(weights),
+                "sha256": writing.sha256(beside / "model.keras"),
+                "bytes": (beside / "model.keras").stat().st_size,
                 "parameters": int(model.count_params()),
             },
             "training": training,
             "versions": {name: version(name) for name in ("kerasae", "keras", "tensorflow")},
             "metrics": records,
         }
-        write_json(beside / "metrics.json", facts)
+        writing.json(beside / "metrics.json", facts)
         if complete is not None:
             complete(beside, model, loaded, history, facts)
     shutil.rmtree(checkpoint)
@@ -188,9 +186,8 @@ def _pretrain(pretraining, model, x_train, path, verbose):
         pretrain_rbms(model, x_train, epochs=pretraining.epochs, verbose=verbose)
     else:
         pretrain_autoencoders(model, x_train, layer_autoencoder, epochs=pretraining.epochs, verbose=verbose)
-    beside = path.with_name(f".{path.name}")
-    model.save_weights(beside, overwrite=True)
-    os.replace(beside, path)
+    with writing.file(path) as beside:
+        model.save_weights(beside)
 
 
 def _uncompiled(model):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from kerasae import writing
 from kerasae.runs.checkpoints import CHECKPOINT
 
 # The command, in a process of its own. By this name the package doesn't import TensorFlow before it is needed.
@@ -203,9 +204,8 @@ def _level(folder, num_workers):
     for own in folders:
         if own != source.parent and not (own / source.name).exists():
             for path in (source.parent / "history.json", source):
-                beside = own / f".{path.name}"
-                shutil.copyfile(path, beside)
-                os.replace(beside, own / path.name)
+                with writing.file(own / path.name) as beside:
+                    shutil.copyfile(path, beside)
     for epoch, path in states:
         if epoch < newest:
             path.unlink()
