@@ -9,6 +9,7 @@ import numbers
 import platform
 from dataclasses import asdict
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -17,9 +18,8 @@ from kerasae import checks, writing
 from kerasae.export import litert_files, onnx_files, parity
 from kerasae.export import variants as variant_files
 from kerasae.export.onnx_files import DEFAULT_OPSET
-from kerasae.export.parts import ExportError, in_float32, parts_of, parts_of_estimator, score_of
+from kerasae.export.parts import ExportError, in_float32, parts_of, parts_of_estimator
 from kerasae.export.readme import readme
-from kerasae.models import Autoencoder
 
 FORMATS = ("saved_model", "onnx", "litert")
 DEFAULT_FORMATS = ("saved_model", "onnx")
@@ -105,8 +105,8 @@ def export(
     manifest["parity"]["max_relative_difference"]
     ```
     """
-    is_estimator = hasattr(model, "deployed_parts")
-    if not isinstance(model, Autoencoder) and not is_estimator:
+    is_estimator = not isinstance(model, keras.Model)
+    if not hasattr(model, "functions") and not hasattr(model, "deployed_parts"):
         raise ValueError(
             "`model` must be a kerasae model, such as kerasae.models.Autoencoder(encoder, decoder) or what "
             "keras.saving.load_model returns for one, or a fitted estimator of kerasae.tasks. "
@@ -128,7 +128,7 @@ def export(
         own = None if is_estimator else model.encoder.inputs[0].shape[0]
         if own not in (None, batch_size):
             raise ValueError(f"The model has a fixed batch of {own}. `batch_size` must be that. Received: {batch_size}")
-    if is_estimator:
+    if hasattr(model, "deployed_parts"):
         parts_as_asked = functools.partial(parts_of_estimator, batch_size=batch_size)
     else:
         parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
@@ -160,7 +160,7 @@ def export(
             measured = parity.compare(expected, outputs, tolerances)
             score, preprocessing = None, "none: the parts scale examples themselves"
             if not is_estimator:
-                definition, unit = score_of(model)
+                definition, unit = model.score_meaning
                 preprocessing = "none: the parts divide by 255 themselves" if image_input else "none: as in training"
                 score = {"definition": definition, "unit": unit, "direction": "higher: less like the training data"}
             manifest = {
@@ -279,7 +279,7 @@ def _check_opset(opset):
 
 def _write_parts(parts, formats, opset, metadata, variants, calibration, bundle):
     """The files of all parts in all formats."""
-    functions = {part.name: part.function() for part in parts}
+    functions = {part.name: part.traced() for part in parts}
     if "saved_model" in formats:
         _logger.info("Writing the SavedModel")
         _write_saved_model(parts, functions, bundle / "saved_model")

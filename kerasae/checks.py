@@ -67,7 +67,7 @@ def shapes_match(expected, received):
     )
 
 
-def array(values, shape=None, name="x", unit_interval=False):
+def array(values, shape=None, name="x", unit_interval=False, missing=False):
     """Returns `values` as a numeric array of whole, finite examples.
 
     Args:
@@ -75,6 +75,7 @@ def array(values, shape=None, name="x", unit_interval=False):
         shape: the shape of one example, without the batch; `None` entries take any size. No `shape` skips that check.
         name: what the errors call it.
         unit_interval: whether values must lie in [0, 1], as a Bernoulli likelihood needs.
+        missing: whether NaN is taken, as a missing value; infinity is not.
 
     Returns:
         The array; memory is copied only if `values` was not an array.
@@ -103,7 +104,7 @@ def array(values, shape=None, name="x", unit_interval=False):
     if values.shape == () or len(values) == 0 or values.size == 0:
         raise ValueError(f"`{name}` is empty: its shape is {values.shape}.")
     for start in range(0, len(values), _ROWS_AT_ONCE):
-        _check_values(values[start : start + _ROWS_AT_ONCE], name, unit_interval, start)
+        _check_values(values[start : start + _ROWS_AT_ONCE], name, unit_interval, start, missing)
     return values
 
 
@@ -122,21 +123,21 @@ def in_order(values, names, name="x"):
     )
 
 
-def inputs(values, shapes, name="x", unit_interval=False):
+def inputs(values, shapes, name="x", unit_interval=False, missing=False):
     """Returns what came for several inputs as a list of arrays, each checked by `array`.
 
     Args:
         values: a list or tuple of arrays, or a dict by name.
         shapes: `{name of an input: shape of one example}`, in order.
         name: what the errors call it.
-        unit_interval: whether values of the first must lie in [0, 1].
+        unit_interval, missing: as in `array`, of the first.
 
     Raises:
         ValueError: as `array`, naming the input; where inputs are missing or hold different numbers of examples.
     """
     values = in_order(values, list(shapes), name)
     arrays = [
-        array(entry, shape, f"{name}, input {key!r}", unit_interval and i == 0)
+        array(entry, shape, f"{name}, input {key!r}", unit_interval and i == 0, missing and i == 0)
         for i, (entry, (key, shape)) in enumerate(zip(values, shapes.items(), strict=True))
     ]
     lengths = {key: len(entry) for key, entry in zip(shapes, arrays, strict=True)}
@@ -145,7 +146,9 @@ def inputs(values, shapes, name="x", unit_interval=False):
     return arrays
 
 
-def _check_values(rows, name, unit_interval, start):
+def _check_values(rows, name, unit_interval, start, missing):
+    if missing and rows.dtype.kind == "f":
+        rows = np.where(np.isnan(rows), 0, rows)
     low, high = float(rows.min()), float(rows.max())  # NaN if any entry is NaN
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = np.argwhere(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))[0, 0]

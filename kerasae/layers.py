@@ -28,6 +28,17 @@ def _uniform(shape, generator):
     return tf.random.stateless_uniform(shape, random_seed(generator), alg="philox")
 
 
+def reparameterize(z_mean, z_log_var, noise):
+    """`mu + sigma * noise`: NumPy or tensors, whose shapes may broadcast. The only place where this is written.
+
+    Args:
+        z_mean: mu.
+        z_log_var: ln sigma^2, of the same shape or broadcasting to it.
+        noise: from N(0, I).
+    """
+    return z_mean + ops.exp(0.5 * z_log_var) * noise
+
+
 def sample_normal(z_mean, z_log_var, generator):
     """A reparameterised sample `z = mu + sigma * epsilon`, `epsilon ~ N(0, I)`.
 
@@ -43,7 +54,7 @@ def sample_normal(z_mean, z_log_var, generator):
         Kingma and Welling 2014, section 2.4.
     """
     z_mean, z_log_var = ops.cast(z_mean, "float32"), ops.cast(z_log_var, "float32")
-    return z_mean + ops.exp(0.5 * z_log_var) * _normal(tf.shape(z_mean), generator)
+    return reparameterize(z_mean, z_log_var, _normal(tf.shape(z_mean), generator))
 
 
 class Corruption(keras.layers.Layer):

@@ -6,8 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+<<<<<<< HEAD
 from kerasae import losses, writing
 from kerasae.models import Autoencoder, VariationalAutoencoder
+=======
+from kerasae.models import Autoencoder
+>>>>>>> 5d53f14 (A model says what it computes, once: functions with ports, its score's meaning, its likelihood, posterior and prior as objects; streams and export ask it)
 
 
 def encode(model, batches, total=None, verbose=1):
@@ -39,9 +43,7 @@ def encode(model, batches, total=None, verbose=1):
     ```
     """
     _check(model, batches)
-    return _mapped(
-        _function(model, lambda x: model.code_of(model.encoder(x, training=False))), model, batches, total, verbose
-    )
+    return _mapped(model, "encode", batches, total, verbose)
 
 
 def score(model, batches, total=None, verbose=1):
@@ -71,13 +73,7 @@ def score(model, batches, total=None, verbose=1):
     ```
     """
     _check(model, batches)
-
-    def measure(x):
-        encoded = model.encoder(x, training=False)
-        loss = model.reconstruction_loss(model.target_of(x), model.reconstruct(model.code_of(encoded), training=False))
-        return loss + losses.kl_standard_normal(*encoded) if isinstance(model, VariationalAutoencoder) else loss
-
-    return _mapped(_function(model, measure), model, batches, total, verbose, unit_interval=model.needs_unit_interval)
+    return _mapped(model, "score", batches, total, verbose, unit_interval=model.needs_unit_interval)
 
 
 def write(arrays, path):
@@ -138,24 +134,21 @@ def _is_iterable(batches):
     return isinstance(batches, keras.utils.PyDataset) or hasattr(batches, "__iter__")
 
 
-def _function(model, compute):
-    x = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.encoder.inputs]
-    # One graph for batches of every size.
-    return tf.function(compute, input_signature=[x if len(x) > 1 else x[0]], autograph=False)
-
-
-def _mapped(function, model, batches, total, verbose, unit_interval=False):
+def _mapped(model, name, batches, total, verbose, unit_interval=False):
     from tqdm import tqdm
 
-    (specs,) = function.input_signature
+    # One graph for batches of every size.
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.encoder.inputs]
+    compute = tf.function(model.functions()[name].compute, input_signature=specs, autograph=False)
     if isinstance(batches, keras.utils.PyDataset):
         batches = _items(batches)
     with tqdm(total=total, unit=" examples", unit_scale=True, disable=not verbose) as progress:
         for i, batch in enumerate(batches):
             batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            batch = model.check_examples(batch, f"x in batch {i}", unit_interval)
-            yield function(tf.nest.map_structure(lambda part, spec: tf.cast(part, spec.dtype), batch, specs)).numpy()
-            progress.update(len(model.target_of(batch)))
+            batch = tf.nest.flatten(model.check_examples(batch, f"x in batch {i}", unit_interval))
+            cast = [tf.cast(part, spec.dtype) for part, spec in zip(batch, specs, strict=True)]
+            yield compute(*cast)[0].numpy()
+            progress.update(len(batch[0]))
 
 
 def _items(dataset):

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"checks", "keras_internals", "runtime", "writing"},
     {"registry"},
-    {"layers", "losses"},
-    {"networks"},
+    {"layers", "losses", "functions"},
+    {"distributions", "networks"},
     {"models"},
     {"builders"},
     {"data", "files", "metrics", "streams"},

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from kerasae import builders
-from kerasae.models import BetaAnnealing, VariationalAutoencoder
+from kerasae.models import BetaAnnealing, VariationalAutoencoder, importance
 
 NUM_FEATURES, LATENT_DIM, VARIANCE = 5, 2, 0.3
 
@@ -128,16 +128,16 @@ def test_many_rounds_lose_nothing(rng):
     np.testing.assert_allclose(estimate, oracle.density.logpdf(oracle.x[:1]), atol=2e-5)
 
 
-def test_fewer_are_decoded_at_once_where_the_decoder_is_wide(digits):
+def test_fewer_are_decoded_at_once_where_the_decoder_is_wide(digits, monkeypatch):
     small, large = builders.variational(4, 2, (8,)), builders.variational((64, 64, 3), 2, (16, 32), "conv")
-    assert small._decodings_that_fit(np.zeros((1, 4))) == 4096
+    assert importance.decodings_that_fit(small.decoder, np.zeros((1, 4))) == 4096
     widest = max(np.prod(layer.output.shape[1:]) for layer in large.decoder.layers)
-    fit = large._decodings_that_fit(np.zeros((1, 64, 64, 3)))
+    fit = importance.decodings_that_fit(large.decoder, np.zeros((1, 64, 64, 3)))
     assert 1 < fit < 4096
     assert 4 * fit * widest < 64 * 2**20
     # 7 samples then take several rounds of one example each.
     model = builders.variational((8, 8, 1), 2, (8,))
-    model._decodings_that_fit = lambda x: 3
+    monkeypatch.setattr(importance, "decodings_that_fit", lambda decoder, x: 3)
     assert np.isfinite(model.log_likelihood(digits[1][:2], 7)).all()
 
 

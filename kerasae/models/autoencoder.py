@@ -4,15 +4,13 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
+import tensorflow as tf
 
-from kerasae import checks, losses
+from kerasae import checks, distributions, functions
 from kerasae.layers import TiedDense
 from kerasae.models.fitting import Fitting, is_array, predict
 from kerasae.models.steps import ActiveUnits
 from kerasae.networks import check_pair
-
-RECONSTRUCTION_LOSSES = ("squared_error", "binary_crossentropy")
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -52,16 +50,25 @@ class Autoencoder(Fitting):
 
     # Logged terms, each unweighted; a family names its own here, weighs them in `term_weights` and computes them in `terms`.
     term_names = ("reconstruction_loss",)
-    # What the encoder's outputs and the decoder's are called where they are deployed.
+    # What the encoder's outputs are called where they are deployed; the first is the code.
     code_names = ("z",)
-    reconstruction_names = ("reconstruction",)
+    # q(z|x) and p(z) of a family that has them, objects of `kerasae.distributions`; with a prior a model generates examples.
+    posterior = None
+    prior = None
+    # A layer that spoils examples in training, of a family that has one.
+    corruption = None
+    # Whether NaN in x means a missing value, which the loss leaves out.
+    takes_missing = False
+    # Whether most units of a code are 0 or nearly so.
+    sparse_code = False
     # A family whose units can die or collapse logs `active_units`: those whose variance over the examples exceeds this.
     active_threshold = None
 
     def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
         super().__init__(**kwargs)
+        # p(x|z), or what stands for it.
+        self.likelihood = loss if isinstance(loss, distributions.Likelihood) else distributions.distortion(loss)
         encoder, decoder = check_pair(encoder, decoder, len(self.code_names), len(self.reconstruction_names))
-        self.distortion = checks.choice(loss, "loss", RECONSTRUCTION_LOSSES)
         for layer in decoder.layers:
             if isinstance(layer, TiedDense):
                 layer.connect(encoder)
@@ -71,7 +78,7 @@ class Autoencoder(Fitting):
         # Two streams: evaluating in the middle of training changes nothing of the training that follows.
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.evaluation_seed_generator = keras.random.SeedGenerator(seed)
-        self._decode_with_logits = _logits_decoder(decoder) if self.needs_unit_interval else None
+        self._read = self.likelihood.reader(decoder)
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
         self._active_units = None
         if self.active_threshold is not None and self.code_size is not None:
@@ -82,9 +89,19 @@ class Autoencoder(Fitting):
     # -- What a family defines ---------------------------------------------------------------------------------------------------------
 
     @property
+    def distortion(self):
+        """Name of the reconstruction loss."""
+        return self.likelihood.distortion
+
+    @property
     def needs_unit_interval(self):
-        """Whether the reconstruction loss is a cross-entropy, so that targets must lie in [0, 1]."""
-        return self.distortion == "binary_crossentropy"
+        """Whether targets must lie in [0, 1], as under a cross-entropy."""
+        return self.likelihood.support == (0.0, 1.0)
+
+    @property
+    def reconstruction_names(self):
+        """What the decoder's outputs are called where they are deployed; the first is the reconstruction."""
+        return self.likelihood.outputs
 
     @property
     def term_weights(self):
@@ -94,26 +111,64 @@ class Autoencoder(Fitting):
     def forward(self, x, training):
         """Everything the terms need of one pass: `{"z", "reconstruction", ...}`; x as `arranged` gives it."""
         z = self.encoder(x, training=training)
-        return {"z": z, **self.reconstruct(z, training)}
+        return {"z": z, **self.reconstruct(z, training, self.condition_of(x))}
 
     def terms(self, x, outputs):
         """`{term: (batch,)}` for targets `x` and the tensors that `forward` gave."""
         return {"reconstruction_loss": self.reconstruction_loss(x, outputs)}
 
+    def score(self, x):
+        """How badly each example is reconstructed, `(batch,)`, without noise; `score_meaning` says what it is. x as `arranged` gives it.
+
+        Of a family with a posterior the negative ELBO at its most probable code, in nats, without a beta.
+        """
+        outputs = self.deterministic(x)
+        loss = self.reconstruction_loss(self.target_of(x), outputs)
+        if self.posterior is None:
+            return loss
+        return loss + self.posterior.kl(self.prior, [outputs[name] for name in self.code_names])
+
+    @property
+    def score_meaning(self):
+        """What `score` is: `(definition, unit)`."""
+        if self.posterior is None:
+            return self.likelihood.score
+        return (
+            "negative evidence lower bound at z = z_mean: -ln p(x|z_mean) + KL(q(z|x) || N(0, I)), without a beta",
+            "nats",
+        )
+
     # -- Shared by the families --------------------------------------------------------------------------------------------------------
 
-    def reconstruct(self, z, training):
-        """`{"reconstruction"}` from codes, with `"logits"` beside it under a cross-entropy."""
-        if self._decode_with_logits is None:
-            return {"reconstruction": self.decoder(z, training=training)}
-        reconstruction, logits = self._decode_with_logits(z, training=training)
-        return {"reconstruction": reconstruction, "logits": logits}
+    def functions(self):
+        """What the model computes, `{name: kerasae.functions.Function}`: encode, decode, reconstruct, score; with a prior, sample."""
+        return functions.of_model(self)
+
+    def deterministic(self, x):
+        """What one pass without noise gives: the encoder's outputs by their names, the code `"z"`, and what `reconstruct` gives."""
+        encoded = self.encoder(x, training=False)
+        outputs = dict(zip(self.code_names, tf.nest.flatten(encoded), strict=True))
+        z = self.code_of(encoded)
+        return {**outputs, "z": z, **self.reconstruct(z, False, self.condition_of(x))}
+
+    def reconstruct(self, z, training, condition=()):
+        """The decoder's outputs by their names, `{"reconstruction", ...}`, from codes, with `"logits"` beside them under a cross-entropy.
+
+        Args:
+            z: codes.
+            training: as in Keras.
+            condition: what the decoder takes besides, as `condition_of` gives it.
+        """
+        return self._read([z, *condition] if condition else z, training)
+
+    def condition_of(self, x):
+        """What the decoder takes besides the code of an arranged batch: those of its side inputs that the decoder has, too."""
+        names = [tensor.name for tensor in self.encoder.inputs]
+        return [x[names.index(tensor.name)] for tensor in self.decoder.inputs[1:]]
 
     def reconstruction_loss(self, x, outputs):
         """`d(x, x')` per example, shape `(batch,)`."""
-        if self.needs_unit_interval:
-            return losses.binary_crossentropy(x, outputs["logits"])
-        return losses.squared_error(x, outputs["reconstruction"])
+        return self.likelihood.loss(x, outputs)
 
     def noise_generator(self, training):
         """The stream of random numbers to draw from."""
@@ -133,11 +188,12 @@ class Autoencoder(Fitting):
         """Arrays as the encoder takes them, arranged; raises `ValueError` on what it does not take, as `kerasae.checks.array`."""
         shapes = {tensor.name: tensor.shape[1:] for tensor in self.encoder.inputs}
         if len(shapes) == 1:
-            return checks.array(x, *shapes.values(), name=name, unit_interval=unit_interval)
-        return checks.inputs(x, shapes, name, unit_interval)
+            return checks.array(x, *shapes.values(), name=name, unit_interval=unit_interval, missing=self.takes_missing)
+        return checks.inputs(x, shapes, name, unit_interval, self.takes_missing)
 
     def call(self, x, training=False):
-        return self.forward(self.arranged(x), training)["reconstruction"]
+        x = self.arranged(x)
+        return (self.forward(x, training) if training else self.deterministic(x))["reconstruction"]
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
@@ -145,18 +201,39 @@ class Autoencoder(Fitting):
         return self.code_of(codes)
 
     def code_of(self, encoder_output):
-        """The deterministic code among the encoder's outputs."""
-        return encoder_output
+        """The deterministic code among the encoder's outputs: what `decode` takes and `encode` gives."""
+        return encoder_output if self.posterior is None else self.posterior.mode(encoder_output)
 
-    def decode(self, z, batch_size=256, verbose=0):
-        """Reconstructions from codes: NumPy, `(n, *input_shape)`. Takes what `keras.Model.predict` takes."""
-        if is_array(z):
+    def decode(self, z, batch_size=256, verbose=0, condition=None):
+        """Reconstructions from codes: NumPy, `(n, *input_shape)`. Takes what `keras.Model.predict` takes.
+
+        Args:
+            z: codes, `(n, latent_dim)`.
+            condition: for a decoder of `(z, condition)`: an array with as many rows, or a list, or a dict by name, where it takes several.
+        """
+        names = [tensor.name for tensor in self.decoder.inputs]
+        if len(names) > 1:
+            z = self._with_condition(z, condition, names)
+        elif condition is not None:
+            raise ValueError("This model's decoder takes no condition: it has one input, the code.")
+        elif is_array(z):
             z = checks.array(z, self.decoder.inputs[0].shape[1:], name="z")
         return self.reconstruction_of(predict(self.decoder, z, batch_size, verbose))
 
+    def _with_condition(self, z, condition, names):
+        given = condition if isinstance(condition, (dict, list, tuple)) else [condition]
+        if condition is None or len(given) != len(names) - 1:
+            raise ValueError(
+                f"This model's decoder takes a condition beside the code: pass `condition`, {names[1:]}. Received: {condition!r}"
+            )
+        values = {names[0]: z, **given} if isinstance(given, dict) else [z, *given]
+        return checks.inputs(
+            values, {tensor.name: tensor.shape[1:] for tensor in self.decoder.inputs}, "z and condition"
+        )
+
     def reconstruction_of(self, decoder_output):
         """The reconstruction among the decoder's outputs."""
-        return decoder_output
+        return tf.nest.flatten(decoder_output)[0]
 
     def active_units(self, x, batch_size=256):
         """How many of the code's units vary over examples, and so can carry information; the others are dead or collapsed.
@@ -218,26 +295,3 @@ class Autoencoder(Fitting):
         for i, state in enumerate(self._seed_states()):
             state.assign(np.asarray(store[f"seed_state_{i}"]))
         super().load_own_variables({key: store[key] for key in store.keys() if not key.startswith("seed_state_")})
-
-
-def _logits_decoder(decoder):
-    """A function from codes to `(reconstruction, logits)`, for a decoder whose output lies in [0, 1]."""
-    last = decoder.get_layer(decoder.output_names[0]) if hasattr(decoder, "output_names") else decoder.layers[-1]
-    activation = getattr(last, "activation", None)
-    if activation is keras.activations.linear:
-        raise ValueError(
-            f"A cross-entropy (Bernoulli) loss needs a decoder whose output lies in [0, 1], and this one ends in the linear layer "
-            f'{last.name!r}. Add keras.layers.Activation("sigmoid") behind it.'
-        )
-    if isinstance(last, keras.layers.Activation) and activation is keras.activations.sigmoid:
-        both = keras.Model(decoder.inputs, [decoder.outputs[0], last.input])
-        # In a closure, so that Keras doesn't track it as a layer: its layers are the decoder's.
-        return lambda z, training: both(z, training=training)
-
-    def from_probabilities(z, training):
-        reconstruction = decoder(z, training=training)
-        # ln p - ln(1 - p), kept finite as Keras's own cross-entropy of probabilities is.
-        p = ops.clip(ops.cast(reconstruction, "float32"), keras.config.epsilon(), 1.0 - keras.config.epsilon())
-        return reconstruction, ops.log(p) - ops.log(1.0 - p)
-
-    return from_probabilities

@@ -108,9 +108,6 @@ class ContractiveAutoencoder(Autoencoder):
             z, contraction = self._encode_and_measure(x, training=training)
         return {"z": z, "contraction": contraction, **self.reconstruct(z, training)}
 
-    def call(self, x, training=False):
-        return super().forward(x, training)["reconstruction"]
-
     def terms(self, x, outputs):
         return {**super().terms(x, outputs), "contraction_loss": outputs["contraction"]}
 

@@ -46,6 +46,7 @@ class KSparseAutoencoder(Autoencoder):
 
     # A unit that is never kept is constantly 0.
     active_threshold = 0.0
+    sparse_code = True
 
     def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
         super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
@@ -143,6 +144,7 @@ class SparseAutoencoder(Autoencoder):
     """
 
     term_names = ("reconstruction_loss", "sparsity_loss")
+    sparse_code = True
 
     def __init__(
         self,
@@ -213,7 +215,7 @@ class SparseAutoencoder(Autoencoder):
     def forward(self, x, training):
         z, *activations = self._encode_with_activations(x, training)
         activations = dict(zip(self.layer_weights, activations, strict=True))
-        return {"z": z, "activations": activations, **self.reconstruct(z, training)}
+        return {"z": z, "activations": activations, **self.reconstruct(z, training, self.condition_of(x))}
 
     def terms(self, x, outputs):
         sparsity = 0.0

@@ -1,0 +1,214 @@
+"""What a model or an estimator computes, once: its named functions, each with the ports that go in and come out.
+
+`call`, streams, export and the report ask these instead of working out again what a family does.
+"""
+
+import keyword
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import tensorflow as tf
+
+_MEANINGS = {
+    "z": "the code",
+    "z_mean": "the code: the mean of q(z|x)",
+    "z_log_var": "the natural logarithm of the variance of q(z|x)",
+    "log_variance": "the natural logarithm of the variance of p(x|z)",
+    "log_scale": "the natural logarithm of the scale of p(x|z)",
+    "reconstruction": "the reconstruction of x",
+}
+_SAMPLER_PORTS = ("noise", "num_samples", "seed")
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output.
+
+    Args:
+        name: of the port, the same in every format.
+        shape: with the batch, `None` where a size is free; `()` for a number.
+        dtype: name of the NumPy type.
+        value_range: (lowest, highest), or `None` for any number.
+        meaning: one phrase, for the manifest and the files.
+    """
+
+    name: str
+    shape: tuple
+    dtype: str
+    value_range: tuple | None
+    meaning: str
+
+    @property
+    def dims(self):
+        """The shape with names for free sizes: `["batch", 28, 28, 1]`."""
+        names = ["batch", *(f"{self.name}_{axis}" for axis in range(1, len(self.shape)))]
+        return [name if size is None else size for name, size in zip(names, self.shape, strict=False)]
+
+    @property
+    def signature(self):
+        return tf.TensorSpec(self.shape, self.dtype, name=self.name)
+
+
+@dataclass(frozen=True)
+class Function:
+    """Something that a model or an estimator can do, by itself.
+
+    Args:
+        name: such as `"encode"`; its signature's name in a SavedModel.
+        file: what its files are called, such as `"encoder"`.
+        meaning: one phrase.
+        inputs, outputs: ports, in order.
+        compute: from tensors, in the order of the inputs, to the list of outputs; without noise, other than from a seed among its inputs.
+        reference: the same, as the model or the estimator itself answers it: what files are compared with.
+        seeded: whether it draws its noise from a seed among its inputs. Only TensorFlow can.
+    """
+
+    name: str
+    file: str
+    meaning: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    compute: Callable
+    reference: Callable
+    seeded: bool = False
+
+
+def of_model(model):
+    """The functions of a kerasae model by name: encode, decode, reconstruct, score, and those that sample where it has a prior.
+
+    Further inputs of the encoder are ports by their own names, beside `x`; those that the decoder takes too stand beside `z`.
+
+    Raises:
+        ValueError: where such a name can't be a port's.
+    """
+    encoder, decoder = model.encoder, model.decoder
+
+    def port(name, tensor, meaning, value_range=None):
+        return Port(name, (tensor.shape[0], *tensor.shape[1:]), tensor.dtype, value_range, meaning)
+
+    x = port("x", encoder.inputs[0], "examples", model.likelihood.support)
+    side = tuple(port(tensor.name, tensor, "side information about x") for tensor in encoder.inputs[1:])
+    codes = tuple(
+        port(name, output, _MEANINGS.get(name, "a code of x"))
+        for name, output in zip(model.code_names, encoder.outputs, strict=True)
+    )
+    z = port("z", decoder.inputs[0], "codes")
+    conditions = tuple(port(tensor.name, tensor, "side information about x") for tensor in decoder.inputs[1:])
+    reconstructions = tuple(
+        port(name, output, _MEANINGS.get(name, name), None if i else model.likelihood.support)
+        for i, (name, output) in enumerate(zip(model.reconstruction_names, decoder.outputs, strict=True))
+    )
+    score = Port("score", (x.shape[0],), "float32", None, model.score_meaning[0])
+    _check_names([p.name for p in side], [p.name for p in (x, z, score, *codes, *reconstructions)])
+
+    def one_or_list(*inputs):
+        return [tf.convert_to_tensor(part) for part in inputs] if len(inputs) > 1 else inputs[0]
+
+    def encode(*inputs):
+        encoded = encoder(one_or_list(*inputs), training=False)
+        return [model.code_of(encoded), *tf.nest.flatten(encoded)[1:]]
+
+    def decode(*inputs):
+        return tf.nest.flatten(decoder(one_or_list(*inputs), training=False))
+
+    def reconstruct(*inputs):
+        x = one_or_list(*inputs)
+        return decode(model.code_of(encoder(x, training=False)), *model.condition_of(x))[:1]
+
+    def measure(*inputs):
+        return [model.score(one_or_list(*inputs))]
+
+    functions = [
+        Function("encode", "encoder", "from examples to their codes", (x, *side), codes, encode, encode),
+        Function(
+            "decode", "decoder", "from codes to reconstructions", (z, *conditions), reconstructions, decode, decode
+        ),
+        Function(
+            "reconstruct",
+            "autoencoder",
+            "from examples to reconstructions",
+            (x, *side),
+            reconstructions[:1],
+            reconstruct,
+            lambda *inputs: [model(one_or_list(*inputs), training=False)],
+        ),
+        Function("score", "score", "how badly each example is reconstructed", (x, *side), (score,), measure, measure),
+    ]
+    if model.prior is not None:
+        functions += _samplers(decode, z, conditions, reconstructions[0])
+    return {function.name: function for function in functions}
+
+
+def _samplers(decode, z, conditions, reconstruction):
+    """New examples, the means of p(x|z): from noise, which every format takes, or from a seed."""
+    noise = replace(z, name="noise", meaning="z, drawn from the standard normal distribution")
+    sample = replace(reconstruction, meaning="the mean of p(x|z)")
+    num_samples = Port("num_samples", (), "int32", None, "how many, at least 1")
+    seed = Port("seed", (2,), "int32", None, "two numbers; the same ones give the same samples")
+
+    def decode_first(*inputs):
+        return decode(*inputs)[:1]
+
+    def draw(num_samples, seed, *conditions):
+        shape = tf.concat([num_samples[None], z.shape[1:]], axis=0)
+        return decode_first(tf.random.stateless_normal(shape, seed, alg="philox"), *conditions)
+
+    any_number = replace(sample, shape=(None, *sample.shape[1:]))
+    return [
+        Function(
+            "sample",
+            "sample",
+            "from noise to new examples",
+            (noise, *conditions),
+            (sample,),
+            decode_first,
+            decode_first,
+        ),
+        Function(
+            "sample_from_seed",
+            "sample_from_seed",
+            "from a seed to new examples",
+            (num_samples, seed, *conditions),
+            (any_number,),
+            draw,
+            draw,
+            seeded=True,
+        ),
+    ]
+
+
+def _check_names(side, others):
+    taken = {*others, *_SAMPLER_PORTS}
+    bad = [name for name in side if name in taken or keyword.iskeyword(name) or not name.isidentifier()]
+    if bad:
+        raise ValueError(
+            f"The encoder's inputs beside the first are deployed by their names, and {bad} can't be: names must be identifiers, and not "
+            f"those of other ports, {sorted(taken)}. Build the encoder with others: keras.Input(..., name='condition')."
+        )
+
+
+def of_network(name, meaning, network, output, answer, input=("x", "examples, unscaled")):
+    """A function of a fitted estimator: one graph from the raw input to the answer.
+
+    Args:
+        name: of the function and its files.
+        meaning: one phrase.
+        network: Functional Keras model with one input and one output.
+        output: `(name, meaning)` of the output's port.
+        answer: the estimator's own method, NumPy to NumPy, which the files are compared with.
+        input: `(name, meaning)` of the input's port.
+    """
+
+    def port(named, tensor):
+        return Port(named[0], (None, *tensor.shape[1:]), tensor.dtype, None, named[1])
+
+    result = port(output, network.outputs[0])
+    return Function(
+        name,
+        name,
+        meaning,
+        (port(input, network.inputs[0]),),
+        (result,),
+        lambda x: [network(x, training=False)],
+        lambda x: [tf.convert_to_tensor(answer(x), result.dtype)],
+    )
