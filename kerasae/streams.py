@@ -6,12 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-<<<<<<< HEAD
-from kerasae import losses, writing
-from kerasae.models import Autoencoder, VariationalAutoencoder
-=======
+from kerasae import writing
 from kerasae.models import Autoencoder
->>>>>>> 5d53f14 (A model says what it computes, once: functions with ports, its score's meaning, its likelihood, posterior and prior as objects; streams and export ask it)
 
 
 def encode(model, batches, total=None, verbose=1):

@@ -19,6 +19,7 @@ from families import (
     several_inputs,
     with_side_inputs,
 )
+from keras import layers
 
 from kerasae import builders, models, streams
 from kerasae.layers import MaskingCorruption
@@ -552,3 +553,70 @@ def test_where_several_inputs_do_not_fit_is_said(x):
         models.Autoencoder(nested, keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]))
     with pytest.raises(ValueError, match="`decoder` must have one input. Received 3"):
         models.Autoencoder(keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)]), encoder)
+
+
+# -- What a model says it computes -------------------------------------------------------------------------------------------------------
+
+
+@every_class
+def test_functions_compute_what_the_methods_give(build, x):
+    model = build()
+    functions = model.functions()
+    (reconstruction,) = functions["reconstruct"].compute(tf.constant(x))
+    code, *_ = functions["encode"].compute(tf.constant(x))
+    np.testing.assert_allclose(code, model.encode(x), atol=1e-5)
+    np.testing.assert_allclose(reconstruction, model.predict(x, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(functions["decode"].compute(code)[0], reconstruction, atol=1e-5)
+    assert ("sample" in functions) == (model.prior is not None)
+    for function in functions.values():
+        assert all(port.meaning for port in (*function.inputs, *function.outputs))
+
+
+@every_class
+def test_the_score_is_what_evaluate_logs(build, x):
+    model = compiled(build)
+    (scores,) = model.functions()["score"].compute(tf.constant(x))
+    if model.posterior is None:
+        logs = model.evaluate(x, batch_size=BATCH_SIZE, verbose=0, return_dict=True)
+        assert float(np.mean(scores)) == pytest.approx(logs["reconstruction_loss"], rel=1e-5)
+    else:
+        outputs = model.deterministic(tf.constant(x))
+        terms = model.terms(x, outputs)
+        np.testing.assert_allclose(scores, sum(terms[name] for name in model.term_names), rtol=1e-5)
+    definition, unit = model.score_meaning
+    assert definition
+    assert unit in ("nats", "squared units of x")
+
+
+def conditional_pair():
+    """An encoder of (image, label) and a decoder of (code, label)."""
+    image, label = keras.Input(INPUT_SHAPE, name="image"), keras.Input((10,), name="label")
+    hidden = layers.Concatenate()([layers.Flatten()(image), label])
+    heads = [layers.Dense(LATENT_DIM)(layers.Dense(16, "relu")(hidden)) for _ in range(2)]
+    z, label_again = keras.Input((LATENT_DIM,), name="z"), keras.Input((10,), name="label")
+    hidden = layers.Dense(64)(layers.Concatenate()([z, label_again]))
+    output = layers.Activation("sigmoid")(layers.Reshape(INPUT_SHAPE)(hidden))
+    return keras.Model([image, label], heads), keras.Model([z, label_again], output)
+
+
+def test_a_decoder_may_take_a_condition(x, tmp_path):
+    labels = np.eye(10, dtype="float32")[np.arange(len(x)) % 10]
+    model = models.VariationalAutoencoder(*conditional_pair(), seed=0)
+    model.compile(optimizer=keras.optimizers.Adam(1e-2))
+    history = model.fit([x, labels], epochs=5, batch_size=BATCH_SIZE, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    z = model.encode([x, labels])
+    np.testing.assert_allclose(model.decode(z, condition=labels), model.predict([x, labels], verbose=0), atol=1e-6)
+    np.testing.assert_allclose(model.decode(z, condition={"label": labels}), model.decode(z, condition=labels))
+    assert not np.allclose(model.decode(z, condition=labels[::-1]), model.decode(z, condition=labels), atol=1e-3)
+    assert model.sample(3, seed=0, condition=labels[:3]).shape == (3, *INPUT_SHAPE)
+    # One sample per example: the bound's terms, with the decoder shown the right labels.
+    assert model.log_likelihood([x, labels], num_samples=50).mean() > -history["loss"][-1] - 5
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.decode(z, condition=labels), model.decode(z, condition=labels))
+    for bad in (None, labels[:, :4], [labels, labels]):
+        with pytest.raises(ValueError, match="condition"):
+            model.decode(z, condition=bad)
+    with pytest.raises(ValueError, match="takes no condition"):
+        builders.undercomplete(INPUT_SHAPE, LATENT_DIM).decode(z, condition=labels)

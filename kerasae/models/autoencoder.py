@@ -198,7 +198,7 @@ class Autoencoder(Fitting):
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
         codes = predict(self.encoder, self._check_inputs(x), batch_size, verbose)
-        return self.code_of(codes)
+        return np.asarray(self.code_of(codes))
 
     def code_of(self, encoder_output):
         """The deterministic code among the encoder's outputs: what `decode` takes and `encode` gives."""

@@ -64,6 +64,9 @@ class RateDistortionAutoencoder(Autoencoder):
             z = ops.round(z)
         return {"z": z, **self.reconstruct(z, training)}
 
+    def code_of(self, encoder_output):
+        return ops.round(encoder_output)
+
     def terms(self, x, outputs):
         return {**super().terms(x, outputs), "rate_loss": self.rate(outputs["z"])}
 

@@ -23,6 +23,11 @@ _LARGEST_STEP = 16
 _FILE_VERSION = 1
 
 
+def _unrounded(encoder_output):
+    """The code among an encoder's outputs, before a model rounds it: the codec has steps of its own."""
+    return encoder_output[0] if isinstance(encoder_output, list) else encoder_output
+
+
 class Codec(BaseEstimator):
     """Compresses images into bytes and back, with losses, by an autoencoder.
 
@@ -233,7 +238,7 @@ class Codec(BaseEstimator):
         check_is_fitted(self)
         x = keras.Input(self.image_shape_, name="x")
         shaped = keras.layers.Reshape(self.model_.encoder.inputs[0].shape[1:])(x)
-        codes = keras.layers.Flatten()(self.model_.code_of(self.model_.encoder(shaped))) / self.step_
+        codes = keras.layers.Flatten()(_unrounded(self.model_.encoder(shaped))) / self.step_
         z = keras.Input((len(self.counts_),), name="z")
         images = ops.clip(self.model_.reconstruction_of(self.model_.decoder(z * self.step_)), 0.0, 1.0)
         images = keras.layers.Reshape(self.image_shape_)(images)
@@ -334,7 +339,7 @@ class Codec(BaseEstimator):
         return model
 
     def _codes(self, x):
-        return self.model_.code_of(run(self.model_.encoder, x)).reshape(len(x), -1)
+        return _unrounded(run(self.model_.encoder, x)).reshape(len(x), -1)
 
     def _fingerprint(self):
         facts = f"{self.step_!r} {self.image_shape_}".encode()
