@@ -1,7 +1,6 @@
 """The command as a person runs it."""
 
 import csv
-import inspect
 import json
 import os
 import signal
@@ -18,7 +17,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
-from kerasae.cli import drafts
 from kerasae.cli.app import cli
 from kerasae.runs import recipes
 
@@ -331,11 +329,6 @@ def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, mess
     )
     assert result.returncode in (1, 2)
     assert message in result.stderr
-
-
-def test_the_families_of_train_are_the_builders():
-    builders = inspect.getmembers(kerasae.builders, inspect.isfunction)
-    assert {name for name, _ in builders if not name.startswith("_")} == set(drafts.FAMILIES)
 
 
 class Stop(keras.callbacks.Callback):

@@ -8,20 +8,18 @@ import click
 
 from kerasae import checks
 from kerasae.cli import opening, shared
+from kerasae.registry import FAMILIES
 
 _logger = logging.getLogger(__name__)
-
-# The functions of `kerasae.builders`, which can't be asked before TensorFlow is imported.
-FAMILIES = ("undercomplete", "linear", "deep", "denoising", "k_sparse", "sparse", "contractive", "variational")
 
 
 def draft(what, recipe, data, settings, options):
     """The recipe that the command line asks for, as far as it is known without the data and TensorFlow: a dict, and a `Recipe`."""
     from kerasae import files
 
-    if recipe is None and what not in FAMILIES:
+    if recipe is None:
         try:
-            checks.choice(what, "family", FAMILIES)
+            checks.choice(what, "family", FAMILIES.declared())
         except ValueError as error:
             raise click.UsageError(str(error)) from error
     reading = shared.reading(options)
@@ -79,10 +77,12 @@ def completed(changes, loaded, all_open):
             changes["model"].setdefault(
                 "latent_dim", max(default_code, changes["model"].get("k", known.get("k", 0)) * 4)
             )
-        if "likelihood" in known and "likelihood" not in changes["model"] and (x_train.min() < 0 or x_train.max() > 1):
-            changes["model"]["likelihood"] = "gaussian"
-            changes["model"].setdefault("variance", "learned")
-            _logger.info("The data leave [0, 1], so the likelihood is Gaussian.")
+        if x_train.min() < 0 or x_train.max() > 1:
+            options = FAMILIES[changes["family"]].for_real_values(changes["model"])
+            if options != changes["model"]:
+                chosen = ", ".join(f"{name}={value}" for name, value in options.items() if name not in changes["model"])
+                _logger.info("The data leave [0, 1]: %s.", chosen)
+            changes["model"] = options
     if "measure" not in changes:
         model = training.build(validated({**changes, "measure": []}), x_train.shape[1:], num_train)
         classes = 0 if loaded.train[1] is None else len(set(loaded.train[1].tolist()))

@@ -25,7 +25,19 @@ def _fraction(**bounds):
     return {"type": click.FloatRange(min=0, min_open=True, **bounds), "metavar": "X"}
 
 
-@click.command(options_metavar="--data DATA --folder RUN [OPTIONS]")
+_HELP = """Train an autoencoder; the folder then holds all there is to know of it.
+
+\b
+FAMILY is one of
+{families}
+
+Options change a recipe's. Stopped runs go on with --resume.
+""".format(
+    families="\n".join(f"  {name:14} {facts['purpose']}" for name, facts in registry.FAMILIES.declared().items())
+)
+
+
+@click.command(options_metavar="--data DATA --folder RUN [OPTIONS]", help=_HELP)
 @click.argument("what", metavar="FAMILY|RECIPE.toml", required=False)
 @click.option(
     "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv, .tsv or .parquet.', metavar="DATA"
@@ -64,11 +76,6 @@ def _fraction(**bounds):
 @shared.data_dir_option
 @click.option("--local-worker", is_flag=True, hidden=True)
 def train(what, data, folder, settings, workers, wait, resume, overwrite, as_json, data_dir, local_worker, **options):
-    """Train an autoencoder; the folder then holds all there is to know of it.
-
-    FAMILY: undercomplete, linear, deep, denoising, k_sparse, sparse, contractive, variational. Options
-    change a recipe's. Stopped runs go on with --resume.
-    """
     from kerasae.runs import workers as processes
 
     task = processes.task()

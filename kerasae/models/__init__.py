@@ -1,36 +1,15 @@
-"""The models, one file a family."""
+"""The models: one file per family, with its class, its builder and its record. Every file here is imported, and its `__all__` is public."""
 
-from kerasae.models.autoencoder import Autoencoder
-from kerasae.models.contractive import ContractiveAutoencoder
-from kerasae.models.denoising import DenoisingAutoencoder
-from kerasae.models.incomplete import IncompleteDataAutoencoder
-from kerasae.models.pixels import PixelVariationalAutoencoder
-from kerasae.models.pretraining import (
-    RaiseMomentum,
-    RestrictedBoltzmannMachine,
-    classifier,
-    pretrain_autoencoders,
-    pretrain_rbms,
-)
-from kerasae.models.rate_distortion import RateDistortionAutoencoder
-from kerasae.models.sparse import KAnnealing, KSparseAutoencoder, SparseAutoencoder
-from kerasae.models.variational import BetaAnnealing, VariationalAutoencoder
+import importlib
+import pkgutil
 
-__all__ = [
-    "Autoencoder",
-    "BetaAnnealing",
-    "ContractiveAutoencoder",
-    "DenoisingAutoencoder",
-    "IncompleteDataAutoencoder",
-    "KAnnealing",
-    "KSparseAutoencoder",
-    "PixelVariationalAutoencoder",
-    "RaiseMomentum",
-    "RateDistortionAutoencoder",
-    "RestrictedBoltzmannMachine",
-    "SparseAutoencoder",
-    "VariationalAutoencoder",
-    "classifier",
-    "pretrain_autoencoders",
-    "pretrain_rbms",
-]
+from kerasae.models.records import Family, families, family
+
+__all__ = ["Family", "families", "family"]
+
+for _found in pkgutil.iter_modules(__path__):
+    _module = importlib.import_module(f"{__name__}.{_found.name}")
+    for _name in getattr(_module, "__all__", ()):
+        globals()[_name] = getattr(_module, _name)
+        __all__.append(_name)
+__all__.sort()

@@ -12,6 +12,8 @@ from kerasae.models.fitting import Fitting, is_array, predict
 from kerasae.models.steps import ActiveUnits
 from kerasae.networks import check_pair
 
+__all__ = ["Autoencoder"]
+
 
 @keras.saving.register_keras_serializable("kerasae")
 class Autoencoder(Fitting):

@@ -14,8 +14,10 @@ from kerasae.models.jacobian import (
     mixes_examples,
     squared_jacobian_norm,
 )
+from kerasae.models.records import family
+from kerasae.networks import takes_networks
 
-__all__ = ["JACOBIANS", "ContractiveAutoencoder", "squared_jacobian_norm"]
+__all__ = ["ContractiveAutoencoder", "squared_jacobian_norm"]
 
 JACOBIANS = ("exact", "stochastic")
 
@@ -118,3 +120,40 @@ class ContractiveAutoencoder(Autoencoder):
             "jacobian": self.jacobian,
             "num_probes": self.num_probes,
         }
+
+
+@family(title="contractive", purpose="codes that hardly react to small changes of the input", paper="Rifai et al. 2011")
+@takes_networks(
+    hidden_units=(),
+    loss="squared_error",
+    activation="sigmoid",
+    code_activation="sigmoid",
+    output_activation=None,
+    tied=False,
+)
+def contractive(networks, *, contraction_weight=0.1, jacobian="exact", **kwargs):
+    """A contractive autoencoder: a penalty on `||df/dx||_F^2` makes the code insensitive to small changes of the input.
+
+    Networks are the paper's by default: one sigmoid layer. Its weights are tied; without, the encoder can shrink its weights and the
+    decoder grow its own.
+
+    Args:
+        contraction_weight: lambda, at least 0. Default 0.1.
+        jacobian: `"exact"`, or `"stochastic"`, an unbiased estimate for large codes.
+        **kwargs: `num_probes` of the stochastic estimate, `seed` and `name` of the model.
+
+    Returns:
+        `kerasae.models.ContractiveAutoencoder`, to be compiled.
+
+    Example:
+
+    ```python
+    model = kerasae.builders.contractive((28, 28, 1), latent_dim=1000, loss="binary_crossentropy", tied=True)
+    ```
+
+    Reference:
+        Rifai et al. 2011, "Contractive Auto-Encoders: Explicit Invariance During Feature Extraction".
+    """
+    return ContractiveAutoencoder(
+        *networks.pair(), contraction_weight=contraction_weight, jacobian=jacobian, loss=networks.loss, **kwargs
+    )

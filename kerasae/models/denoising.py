@@ -2,7 +2,15 @@
 
 import keras
 
+from kerasae import checks
+from kerasae.layers import GaussianCorruption, MaskingCorruption, SaltAndPepperCorruption
 from kerasae.models.autoencoder import Autoencoder
+from kerasae.models.records import family
+from kerasae.networks import takes_networks
+
+__all__ = ["DenoisingAutoencoder"]
+
+CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -53,3 +61,51 @@ class DenoisingAutoencoder(Autoencoder):
     def get_config(self):
         corruption = None if self.corruption is None else keras.saving.serialize_keras_object(self.corruption)
         return {**super().get_config(), "corruption": corruption}
+
+
+@family(
+    title="denoising (Gaussian, masking, salt-and-pepper, your own pairs)",
+    purpose="removing noise; robust features, codes of any size",
+    paper="Vincent et al. 2008",
+)
+@takes_networks()
+def denoising(networks, *, corruption="gaussian", noise_stddev=None, corruption_rate=None, seed=None, **kwargs):
+    """A denoising autoencoder: corrupted in, clean as the target. The code may be as large as you like.
+
+    Args:
+        corruption: `"gaussian"`, `"masking"`, `"salt_and_pepper"`, a Keras layer that is active in training only, or `None` where `fit`
+            gets explicit pairs (corrupted, clean).
+        noise_stddev: of the Gaussian. Default 0.5.
+        corruption_rate: probability that a feature is masked, or turned to salt or pepper. Default 0.25.
+        seed: of the corruption's noise.
+
+    Returns:
+        `kerasae.models.DenoisingAutoencoder`, to be compiled.
+
+    Raises:
+        ValueError: where an option belongs to another corruption.
+
+    Example:
+
+    ```python
+    model = kerasae.builders.denoising((28, 28, 1), latent_dim=64, corruption="salt_and_pepper", corruption_rate=0.2)
+    ```
+
+    Reference:
+        Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders".
+    """
+    if isinstance(corruption, str):
+        checks.choice(corruption, "corruption", CORRUPTIONS)
+    takes_stddev, takes_rate = corruption == "gaussian", corruption in CORRUPTIONS[1:]
+    for option, value, belongs in (
+        ("noise_stddev", noise_stddev, takes_stddev),
+        ("corruption_rate", corruption_rate, takes_rate),
+    ):
+        if value is not None and not belongs:
+            raise ValueError(f"`{option}` does not belong to the corruption {corruption!r}. Received: {value!r}")
+    if takes_stddev:
+        corruption = GaussianCorruption(0.5 if noise_stddev is None else noise_stddev, seed=seed)
+    elif takes_rate:
+        layer = MaskingCorruption if corruption == "masking" else SaltAndPepperCorruption
+        corruption = layer(0.25 if corruption_rate is None else corruption_rate, seed=seed)
+    return DenoisingAutoencoder(*networks.pair(), corruption=corruption, loss=networks.loss, seed=seed, **kwargs)

@@ -11,6 +11,8 @@ from kerasae import checks
 from kerasae.layers import random_seed
 from kerasae.models.autoencoder import Autoencoder
 
+__all__ = ["IncompleteDataAutoencoder"]
+
 # Bounds of what the decoder gives before its exponential: scales from e^-6 to e^3 standard deviations.
 LOG_SCALES = (-6.0, 3.0)
 

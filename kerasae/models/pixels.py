@@ -9,6 +9,8 @@ import tensorflow as tf
 from kerasae import checks
 from kerasae.models.variational import VariationalAutoencoder
 
+__all__ = ["PixelVariationalAutoencoder"]
+
 LEVELS = 256
 HINT_RADIUS = 2
 _EMBEDDING_DIM = 8

@@ -17,6 +17,8 @@ from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
 from kerasae.models.chains import path
 
+__all__ = ["RaiseMomentum", "RestrictedBoltzmannMachine", "classifier", "pretrain_autoencoders", "pretrain_rbms"]
+
 HIDDEN = ("binary", "gaussian")
 
 _logger = logging.getLogger(__name__)

@@ -6,6 +6,8 @@ from keras import ops
 from kerasae import checks
 from kerasae.models.autoencoder import Autoencoder
 
+__all__ = ["RateDistortionAutoencoder"]
+
 
 @keras.saving.register_keras_serializable("kerasae")
 class RateDistortionAutoencoder(Autoencoder):

@@ -1,4 +1,4 @@
-"""The sparse families: k-sparse, and sparse by penalty."""
+"""The family that is sparse by a penalty."""
 
 import math
 
@@ -7,100 +7,14 @@ import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, losses
-from kerasae.layers import KSparse
-from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
+from kerasae.models.records import family
+from kerasae.networks import takes_networks
+
+__all__ = ["SparseAutoencoder"]
 
 PENALTIES = ("kl", "absolute", "squared", "l1")
 AVERAGES = ("example", "batch")
-
-
-@keras.saving.register_keras_serializable("kerasae")
-class KSparseAutoencoder(Autoencoder):
-    """A k-sparse autoencoder: the code keeps its k largest activations, `z = f_k(f(x))`, and minimises `d(x, g(z))`.
-
-    `kerasae.layers.KSparse` at the encoder's end keeps k in training and `alpha * k` at inference; `KAnnealing` lowers k while training.
-
-    Args:
-        encoder: Keras model that ends in `kerasae.layers.KSparse`.
-        decoder: Keras model; see `Autoencoder`.
-        loss: d; see `Autoencoder`.
-        seed: see `Autoencoder`.
-
-    Raises:
-        ValueError: as `Autoencoder`, and where the encoder does not end in `KSparse`.
-
-    Example:
-
-    ```python
-    x_train, x_test = kerasae.data.load("digits")
-    model = kerasae.builders.k_sparse(x_train.shape[1:], latent_dim=100, k=10)
-    model.compile(optimizer="adam")
-    model.fit(x_train, epochs=4, callbacks=[kerasae.models.KAnnealing(start_k=40, epochs=2)])
-    ```
-
-    Reference:
-        Makhzani and Frey 2013, "k-Sparse Autoencoders", algorithm 1. Their encoder is linear with tied weights, the loss the squared error:
-        `hidden_units=()` and `tied=True` in the builder.
-    """
-
-    # A unit that is never kept is constantly 0.
-    active_threshold = 0.0
-    sparse_code = True
-
-    def __init__(self, encoder, decoder, loss="squared_error", seed=None, **kwargs):
-        super().__init__(encoder, decoder, loss=loss, seed=seed, **kwargs)
-        if not isinstance(self.k_sparse_layer, KSparse):
-            raise ValueError(f"`encoder` must end in kerasae.layers.KSparse. It ends in: {self.k_sparse_layer!r}")
-
-    @property
-    def k_sparse_layer(self):
-        """The layer that keeps the k largest activations."""
-        return self.encoder.layers[-1]
-
-
-class KAnnealing(keras.callbacks.Callback):
-    """Lowers the k of a `KSparseAutoencoder` in a straight line from `start_k` to the model's own k, epoch by epoch.
-
-    Early in training every unit is used often enough to learn, so that none stays dead.
-
-    Args:
-        start_k: k in the first epoch, at least the model's k and at most its units.
-        epochs: number of epochs until the model's own k is reached; from then on it stays.
-
-    Raises:
-        ValueError: where the model is no `KSparseAutoencoder`, or `start_k` does not suit it.
-
-    Reference:
-        Makhzani and Frey 2013, section 4.2.1: a linear schedule over the first half of the epochs.
-    """
-
-    def __init__(self, start_k, epochs):
-        super().__init__()
-        self.start_k = checks.positive_int(start_k, "start_k")
-        self.epochs = checks.positive_int(epochs, "epochs")
-
-    def set_model(self, model):
-        super().set_model(model)
-        if not isinstance(model, KSparseAutoencoder):
-            raise ValueError(f"KAnnealing needs a KSparseAutoencoder. Received: {model!r}")
-        layer = model.k_sparse_layer
-        if not layer.k <= self.start_k <= layer.num_units:
-            raise ValueError(
-                f"`start_k` must lie between the model's k, {layer.k}, and its number of units, {layer.num_units}. "
-                f"Received: {self.start_k}"
-            )
-        if layer.max_k < self.start_k:
-            layer.max_k = self.start_k
-            execution.trace_anew(model)  # its steps were traced for a smaller k
-
-    def k_at(self, epoch):
-        """k in an epoch, counted from 0."""
-        k = self.model.k_sparse_layer.k
-        return k + round((self.start_k - k) * max(0.0, 1 - epoch / self.epochs))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.model.k_sparse_layer.current_k.assign(self.k_at(epoch))
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -248,3 +162,60 @@ def _assert_unit_interval(activation, name):
     message = f"The KL penalty needs activations in [0, 1]; those of layer {name!r} lie outside."
     with tf.control_dependencies([tf.debugging.Assert((low >= 0) & (high <= 1), [message, low, high])]):
         return tf.identity(activation)
+
+
+@family(
+    title="sparse by penalty (KL, absolute, squared, L1; per example or per batch)",
+    purpose="sparse features with a target rate",
+    paper="Ng 2011",
+)
+@takes_networks(hidden_units=())
+def sparse(
+    networks,
+    *,
+    sparsity_weight=1.0,
+    sparsity_target=0.05,
+    penalty="kl",
+    average="example",
+    layer_weights=None,
+    **kwargs,
+):
+    """A sparse autoencoder: a penalty keeps the mean activation of chosen layers near a target.
+
+    Args:
+        sparsity_weight: lambda.
+        sparsity_target: rho; a number, or `{layer: number}`.
+        penalty: `"kl"`, `"absolute"`, `"squared"` or `"l1"`.
+        average: `"example"`: over the layer's units; `"batch"`: of each unit over the batch.
+        layer_weights: `{layer: w_k}`: hidden layers are called `hidden_1`, …, the code `z`. Default: the code's layer, 1.
+        code_activation: default sigmoid for the penalty `"kl"`, which needs activations in [0, 1], else relu.
+
+    Returns:
+        `kerasae.models.SparseAutoencoder`, to be compiled.
+
+    Raises:
+        ValueError: as `SparseAutoencoder`.
+
+    Example:
+
+    ```python
+    model = kerasae.builders.sparse((28, 28, 1), latent_dim=1000, sparsity_target=0.1, average="batch")
+    ```
+
+    Reference:
+        Ng 2011, "Sparse autoencoder", CS294A lecture notes.
+    """
+    encoder, decoder = networks.pair(
+        code_activation=networks.code_activation or ("sigmoid" if penalty == "kl" else "relu")
+    )
+    return SparseAutoencoder(
+        encoder,
+        decoder,
+        sparsity_weight=sparsity_weight,
+        sparsity_target=sparsity_target,
+        penalty=penalty,
+        average=average,
+        layer_weights=layer_weights,
+        loss=networks.loss,
+        **kwargs,
+    )

@@ -8,6 +8,12 @@ import tensorflow as tf
 from kerasae import checks, distributions
 from kerasae.models import importance
 from kerasae.models.autoencoder import Autoencoder
+from kerasae.models.records import family
+from kerasae.networks import takes_networks
+
+__all__ = ["BetaAnnealing", "VariationalAutoencoder"]
+
+POSTERIORS = ("diagonal", "isotropic")
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -183,3 +189,45 @@ class BetaAnnealing(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.model.current_beta.assign(self.beta_at(epoch))
+
+
+@family(
+    title="variational (Bernoulli, Gaussian; diagonal, isotropic)",
+    purpose="generating, likelihoods, a smooth latent space",
+    paper="Kingma & Welling 2014",
+    # Such data have no natural unit: how far p(x|z) spreads is learned.
+    real_valued={"likelihood": "gaussian", "variance": "learned"},
+)
+@takes_networks(without=("loss", "code_activation"))
+def variational(networks, *, likelihood="bernoulli", variance=1.0, posterior="diagonal", beta=1.0, **kwargs):
+    """A variational autoencoder with a Gaussian posterior and the prior N(0, I).
+
+    Args:
+        likelihood: `"bernoulli"`, for data in [0, 1], or `"gaussian"`.
+        variance: c of the Gaussian likelihood `N(x', cI)`: a number above 0, `"learned"`, or `"predicted"`, one per feature.
+        posterior: `"diagonal"`, a variance for every latent, or `"isotropic"`, one per example, `N(mu(x), sigma(x)^2 I)`.
+        beta: weight of the KL term.
+        output_activation: of the mean. Default: sigmoid for Bernoulli, linear for Gaussian.
+        encoder: your own network, in place of shape, sizes, activations and `network`; it gives `[z_mean, z_log_var]`.
+
+    Returns:
+        `kerasae.models.VariationalAutoencoder`, to be compiled.
+
+    Example:
+
+    ```python
+    model = kerasae.builders.variational((28, 28, 1), latent_dim=16, hidden_units=(512, 256))
+    model.compile(optimizer="adam")
+    ```
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes".
+    """
+    checks.choice(likelihood, "likelihood", LIKELIHOODS)
+    checks.choice(posterior, "posterior", POSTERIORS)
+    encoder, decoder = networks.pair(
+        heads=lambda size: {"z_mean": size, "z_log_var": size if posterior == "diagonal" else 1},
+        output_activation=networks.output_activation or ("sigmoid" if likelihood == "bernoulli" else "linear"),
+        log_variance=variance == "predicted",
+    )
+    return VariationalAutoencoder(encoder, decoder, likelihood=likelihood, variance=variance, beta=beta, **kwargs)

@@ -3,108 +3,22 @@
 import importlib
 import pkgutil
 
-import keras
-from keras import layers
-
-from kerasae import checks
 from kerasae.networks.kinds import Network, kinds, register, with_axes
+from kerasae.networks.options import NetworkOptions, takes_networks
 from kerasae.networks.pair import check_pair
-from kerasae.registry import NETWORKS
+from kerasae.networks.stacking import decoder, encoder
 
-__all__ = ["Network", "check_pair", "decoder", "encoder", "kinds", "register", "with_axes"]
+__all__ = [
+    "Network",
+    "NetworkOptions",
+    "check_pair",
+    "decoder",
+    "encoder",
+    "kinds",
+    "register",
+    "takes_networks",
+    "with_axes",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-
-
-def encoder(
-    input_shape, heads, hidden_units=None, network="dense", activation="relu", head_activation=None, code_layer=None
-):
-    """The network from `x` to one or more codes.
-
-    Args:
-        input_shape: shape of one example, without the batch: of any rank for `"dense"`, `(height, width, channels)` for `"conv"`.
-        heads: `{name: size}`, the outputs in order, such as `{"z": 2}` or `{"z_mean": 16, "z_log_var": 16}`.
-        hidden_units: nodes of each hidden layer (`"dense"`), or filters of each convolution, each of which halves the image
-            (`"conv"`). Default: the kind's, (512, 256) and (32, 64).
-        network: `"dense"`, `"conv"`, or another registered kind (`kinds`).
-        activation: of the hidden layers; a Keras name or function.
-        head_activation: of every head. Default: none (linear).
-        code_layer: a layer behind the head, such as `kerasae.layers.KSparse`; with one head only.
-
-    Returns:
-        A Functional model from `x`, `(batch, *input_shape)`, to `(batch, size)`, or to a list of them where there are several heads.
-
-    Raises:
-        ValueError: on an unknown kind, or a shape or sizes that it does not take.
-    """
-    kind, input_shape, hidden_units = _checked(network, input_shape, hidden_units, "input_shape")
-    x = keras.Input(input_shape, name="x")
-    hidden = kind.encode(x, hidden_units, activation)
-    outputs = [
-        kind.head(hidden, checks.positive_int(size, "latent_dim"), head_activation, name)
-        for name, size in heads.items()
-    ]
-    if code_layer is not None:
-        outputs = [code_layer(*outputs)]
-    return keras.Model(x, outputs[0] if len(outputs) == 1 else outputs, name="encoder")
-
-
-def decoder(
-    output_shape,
-    latent_dim,
-    hidden_units=None,
-    network="dense",
-    activation="relu",
-    output_activation="linear",
-    tied=False,
-    log_variance=False,
-):
-    """The network from `z` back to `x`'s shape: the mirror image of `encoder`.
-
-    Args:
-        output_shape: shape of one example, without the batch.
-        latent_dim: size of the code.
-        hidden_units: the **encoder's** hidden units; the decoder takes them in reverse.
-        network: as in `encoder`.
-        activation: of the hidden layers.
-        output_activation: of the reconstruction: `"linear"`, or `"sigmoid"` for data in [0, 1]. It is a layer of its own, so that
-            a cross-entropy is computed on the logits before it.
-        tied: whether the kernels are the transposes of the encoder's; `"dense"` with one head named `z` only.
-        log_variance: whether there is a second output, `log_variance`, of the same shape.
-
-    Returns:
-        A Functional model from `z`, `(batch, latent_dim)`, to `(batch, *output_shape)`, or to a list of two of them.
-
-    Raises:
-        ValueError: as `encoder`; and on `tied` where the kind of network can't be.
-    """
-    kind, output_shape, hidden_units = _checked(network, output_shape, hidden_units, "output_shape")
-    if tied and not kind.can_tie:
-        able = " or ".join(f'`network="{name}"`' for name, other in kinds().items() if other.can_tie)
-        raise ValueError(f"`tied` weights need {able}. Received: {network!r}")
-    code_shape = kind.code_shape(output_shape, checks.positive_int(latent_dim, "latent_dim"), hidden_units)
-    z = keras.Input(code_shape, name="z")
-    hidden, output_layer = kind.decode(z, output_shape, hidden_units, activation, tied)
-    # float32 under mixed precision too: losses and users read this output.
-    reconstruction = layers.Activation(output_activation, dtype="float32", name="reconstruction")(
-        output_layer(hidden, "logits")
-    )
-    if not log_variance:
-        return keras.Model(z, reconstruction, name="decoder")
-    variance = layers.Activation("linear", dtype="float32", name="log_variance")(output_layer(hidden, "log_variances"))
-    return keras.Model(z, [reconstruction, variance], name="decoder")
-
-
-def _checked(network, shape, hidden_units, name):
-    """The kind, and shape and hidden units as it takes them."""
-    shape = checks.feature_shape(shape, name)
-    kind = NETWORKS[network]
-    hidden_units = checks.positive_ints(kind.hidden_units if hidden_units is None else hidden_units, "hidden_units")
-    if kind.axes is not None and len(shape) != len(kind.axes):
-        raise ValueError(
-            f'`network="{network}"` needs `{name}` ({", ".join(kind.axes)}). Received: {shape}. {kind.hint}'.rstrip()
-        )
-    if kind.needs_hidden_units and not hidden_units:
-        raise ValueError(f'`network="{network}"` needs at least one entry in `hidden_units`. Received: ()')
-    return kind, shape, hidden_units

@@ -17,7 +17,7 @@ class Conv(Network):
     axes = ("height", "width", "channels")
     hint = 'Use `network="dense"` for vectors; add a channel dimension to grey images.'
     hidden_units = (32, 64)
-    units = "filters of each convolution, each of which halves the image"
+    units = "filters of convolutions, each of which halves the image"
     needs_hidden_units = True
 
     def encode(self, x, hidden_units, activation):

@@ -21,7 +21,7 @@ class Network:
     code = "vector"
     # Default of `hidden_units`, what they are of, and whether there must be any.
     hidden_units = (512, 256)
-    units = "nodes of each hidden layer"
+    units = "nodes"
     needs_hidden_units = False
     # Whether the decoder's kernels can be the transposes of the encoder's.
     can_tie = False

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pydantic
 
 from kerasae import checks
+from kerasae.registry import FAMILIES
 from kerasae.runs.measures import Measurement
 
 # What a builder takes that a recipe can't hold, or gives by itself.
@@ -137,11 +138,15 @@ def options(family):
     Raises:
         ValueError: on an unknown family; the message names the nearest.
     """
-    from kerasae import builders
-
-    families = [name for name, f in inspect.getmembers(builders, inspect.isfunction) if not name.startswith("_")]
-    parameters = inspect.signature(getattr(builders, checks.choice(family, "family", families))).parameters
+    parameters = inspect.signature(builder(family)).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name not in _NO_OPTIONS}
+
+
+def builder(family):
+    """A family's builder; raises `ValueError`, naming the nearest, where there is none."""
+    from kerasae import models  # noqa: F401  registers the families
+
+    return FAMILIES[family].builder
 
 
 def check(recipe):

@@ -24,12 +24,9 @@ def build(recipe, input_shape, num_examples):
     """
     import keras
 
-    from kerasae import builders
-
     recipes.check(recipe)
-    builder = getattr(builders, recipe.family)
     keras.utils.set_random_seed(recipe.seed)
-    model = builder(input_shape, **recipe.model, seed=recipe.seed)
+    model = recipes.builder(recipe.family)(input_shape, **recipe.model, seed=recipe.seed)
     training = recipe.training
     learning_rate = training.learning_rate
     if training.schedule == "cosine":

@@ -15,6 +15,7 @@ How an estimator is written on it:
 - what has a `transform` that gives float32 stands on `AutoencoderTransformer`.
 """
 
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -28,12 +29,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
-from kerasae import builders, checks, networks
+from kerasae import checks, models, networks
 from kerasae.models import Autoencoder
 from kerasae.tasks.batches import ROWS_AT_ONCE, randomness_of, shuffled_batches
 from kerasae.tasks.scaling import Scaling
 
-FAMILIES = ("undercomplete", "linear", "deep", "denoising", "k_sparse", "sparse", "contractive", "variational")
+# What a family's builder takes if an estimator can build its models by name.
+_HYPERPARAMETERS = {"input_shape", "latent_dim", "hidden_units"}
 
 _logger = logging.getLogger(__name__)
 
@@ -89,8 +91,8 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         input_shape_: shape of an example at fit.
     """
 
-    # What a family is built with where `model_options` says nothing else. A table has no natural unit: how far p(x|z) spreads is learned.
-    _family_options: ClassVar = {"variational": {"likelihood": "gaussian", "variance": "learned"}}
+    # What every builder that has such an option is given where `model_options` says nothing else.
+    _builder_options: ClassVar = {}
     # Whether the learning rate falls to 0 along a cosine.
     _rate_falls: ClassVar = False
 
@@ -176,17 +178,20 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
 
     def _build_model(self, input_shape, seed):
         """A new model, not compiled, for examples of a shape."""
+        known = {family.name: family for family in models.families() if _HYPERPARAMETERS <= _parameters(family)}
         if isinstance(self.model, str):
-            family = checks.choice(self.model, "model", FAMILIES)
-            options = {**self._family_options.get(family, {}), "seed": seed, **(self.model_options or {})}
-            if family != "linear":
+            family = known[checks.choice(self.model, "model", known)]
+            takes = _parameters(family)
+            options = {name: value for name, value in self._builder_options.items() if name in takes}
+            options = family.for_real_values({**options, "seed": seed, **(self.model_options or {})})
+            if "network" in takes:
                 options["network"] = self.network
                 input_shape = networks.with_axes(input_shape, self.network)
             if self.hidden_units is not None:
                 options["hidden_units"] = self.hidden_units
-            return getattr(builders, family)(input_shape, latent_dim=self.latent_dim, **options)
+            return family.builder(input_shape, latent_dim=self.latent_dim, **options)
         if not isinstance(self.model, Autoencoder):
-            raise ValueError(f"`model` must be one of {FAMILIES} or a kerasae model. Received: {self.model!r}")
+            raise ValueError(f"`model` must be one of {list(known)} or a kerasae model. Received: {self.model!r}")
         model = type(self.model).from_config({**self.model.get_config(), "seed": seed})
         takes = model.encoder.inputs[0].shape[1:]
         if None in takes or math.prod(takes) != math.prod(input_shape):
@@ -277,3 +282,7 @@ class AutoencoderTransformer(TransformerMixin, AutoencoderEstimator):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _parameters(family):
+    return set(inspect.signature(family.builder).parameters)

@@ -8,8 +8,8 @@ import tensorflow as tf
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks, metrics
-from kerasae.builders import CORRUPTIONS
 from kerasae.models import DenoisingAutoencoder
+from kerasae.models.denoising import CORRUPTIONS
 from kerasae.tasks.base import AutoencoderTransformer, DeployedPart
 from kerasae.tasks.batches import run
 
@@ -64,7 +64,7 @@ class Denoiser(AutoencoderTransformer):
     """
 
     # The model is given pairs: it corrupts nothing itself.
-    _family_options: ClassVar = {**AutoencoderTransformer._family_options, "denoising": {"corruption": None}}
+    _builder_options: ClassVar = {"corruption": None}
     _rate_falls: ClassVar = True
 
     def __init__(
