@@ -223,11 +223,11 @@ def variational(networks, *, likelihood="bernoulli", variance=1.0, posterior="di
     Reference:
         Kingma and Welling 2014, "Auto-Encoding Variational Bayes".
     """
-    checks.choice(likelihood, "likelihood", LIKELIHOODS)
+    density = distributions.likelihood(likelihood, variance)
     checks.choice(posterior, "posterior", POSTERIORS)
     encoder, decoder = networks.pair(
         heads=lambda size: {"z_mean": size, "z_log_var": size if posterior == "diagonal" else 1},
-        output_activation=networks.output_activation or ("sigmoid" if likelihood == "bernoulli" else "linear"),
-        log_variance=variance == "predicted",
+        output_activation=networks.output_activation or density.head,
+        log_variance="log_variance" in density.outputs,
     )
     return VariationalAutoencoder(encoder, decoder, likelihood=likelihood, variance=variance, beta=beta, **kwargs)

@@ -8,13 +8,12 @@ import textwrap
 
 import keras
 
-from kerasae import checks
+from kerasae import checks, distributions
 from kerasae.networks.kinds import kinds
 from kerasae.networks.pair import check_pair
 from kerasae.networks.stacking import decoder, encoder
 from kerasae.registry import NETWORKS
 
-_OUTPUT_ACTIVATIONS = {"squared_error": "linear", "binary_crossentropy": "sigmoid"}
 _RAISES = "ValueError: on a shape, size or option that can't be, and where encoder and decoder don't fit together."
 _SECTION = re.compile(r"^Args:\n((?:    .*\n)+)\n?", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\S[^:]*): .*\n(?:        .*\n)*", re.MULTILINE)
@@ -64,7 +63,7 @@ class NetworkOptions:
         hidden_units = options.hidden_units
         if hidden_units == () and NETWORKS[self.network].needs_hidden_units:
             hidden_units = None
-        loss = checks.choice(options.loss, "loss", _OUTPUT_ACTIVATIONS)
+        head = options.output_activation or distributions.distortion(options.loss).head
         shared = (hidden_units, self.network, options.activation)
         return (
             encoder(
@@ -78,7 +77,7 @@ class NetworkOptions:
                 self.input_shape,
                 latent_dim,
                 *shared,
-                output_activation=options.output_activation or _OUTPUT_ACTIVATIONS[loss],
+                output_activation=head,
                 tied=options.tied,
                 log_variance=log_variance,
             ),
