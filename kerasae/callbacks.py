@@ -1,4 +1,4 @@
-"""Keras callbacks that serve every family."""
+"""Keras callbacks for every family."""
 
 import struct
 import tempfile
@@ -13,36 +13,37 @@ from kerasae.models import Autoencoder
 
 
 class Pictures(keras.callbacks.Callback):
-    """Draws what a model can do as it trains: every few epochs, and after the last.
+    """Draws pictures of what a model has learned, every few epochs during training and after the last.
 
-    - `reconstructions`: `x` beside its reconstructions; of a model that corrupts its input, `x` clean, corrupted and denoised. Where
-      examples are images.
-    - `samples`: of a model that has them, from the same codes each time. Where examples are images.
-    - `codes`: the codes of `x` as points, coloured by class: the codes themselves where there are two, else their first two principal
-      components, as the axes say. Where there are at least two.
+    - `reconstructions`, if examples are images: `x` beside its reconstructions. If the model corrupts its input: `x` clean, corrupted
+      and denoised.
+    - `samples`, if examples are images and the model can sample: decoded from the same codes each time.
+    - `codes`, if a code has at least two numbers: the codes of `x` as points, coloured by class. Longer codes are shown by their first two
+      principal components, as the axes say.
     - `units`: which units of the code carry information: the KL of each latent of a variational model, or the variance of each unit.
 
-    Each becomes `<folder>/epoch-0005-reconstructions.png`, epochs counted from 1 as in the progress bar and written whole or not at all;
-    and an image of that name in TensorBoard, in the run `<log_dir>/pictures`, at the step where `keras.callbacks.TensorBoard` has that
-    epoch's losses. TensorBoard need not be installed to write it. Colours follow matplotlib's style; see `kerasae.figures.theme`.
+    Each picture is written, whole or not at all, to a file such as `<folder>/epoch-0005-reconstructions.png`, with epochs counted from 1 as
+    in the progress bar. TensorBoard shows it under the same name in the run `<log_dir>/pictures`, at the step where
+    `keras.callbacks.TensorBoard` has that epoch's losses. TensorBoard need not be installed to write it. Colours follow matplotlib's
+    style; see `kerasae.figures.theme`.
 
-    Training goes on as without this callback: nothing is drawn from the random numbers that it uses.
+    The callback doesn't change training: it uses none of training's random numbers.
 
     Args:
-        x: examples to look at, `(n, ...)` in the shape that the model takes, at least 2; images in [0, 1] of shape `(n, h, w)`,
-            `(n, h, w, 1)` or `(n, h, w, 3)` have all pictures, others `codes` and `units`. A thousand are enough for both; the first
-            `num_images` are shown.
-        folder: where PNG files go; made if missing.
-        log_dir: where TensorBoard looks; made if missing. One of the two is needed.
+        x: at least 2 examples to draw, `(n, ...)` in the shape that the model takes. Images in [0, 1] of shape `(n, h, w)`,
+            `(n, h, w, 1)` or `(n, h, w, 3)` get all pictures, other examples only `codes` and `units`. A thousand are enough for these
+            two; `reconstructions` shows the first `num_images`.
+        folder: where PNG files are written; created if missing.
+        log_dir: where TensorBoard looks; created if missing. Pass at least one of the two.
         every: whole number, at least 1: epochs between pictures. Default 5.
-        labels: classes of shape `(n,)`, at most 50, that colour the codes. Default: none.
-        num_images: whole number, at least 1: reconstructions a row, and the side of the square of samples. Default 10.
+        labels: the class of each example, `(n,)`, at most 50 different ones, which colour the codes. Default: none.
+        num_images: whole number, at least 1: reconstructions per row, and samples per side of their square. Default 10.
 
     Raises:
-        ValueError: where neither folder is given, `every` or `num_images` is below 1, `x` holds no numbers, fewer than 2 examples, NaN or
-            infinity, or `labels` is not one class per example; at the start of `fit`, before anything is trained, where the model does not
+        ValueError: if neither folder is given, `every` or `num_images` is below 1, `x` is not numeric or holds fewer than 2 examples, NaN
+            or infinity, or `labels` is not one class per example. At the start of `fit`, before anything is trained, if the model doesn't
             take examples of x's shape.
-        OSError: where a folder can't be written.
+        OSError: if a folder can't be written to.
 
     Example:
 
@@ -72,7 +73,7 @@ class Pictures(keras.callbacks.Callback):
                 f"`labels` must hold one class per example, of which there are {len(self.x)}. Received shape: {self.labels.shape}"
             )
         if self.labels is not None:
-            # Its own checks of the labels, now and not after an epoch.
+            # Checks the labels now, not after an epoch.
             figures.codes_2d({"codes": np.zeros((len(self.x), 2))}, self.labels)
         self._has_images = self.x.ndim == 3 or (self.x.ndim == 4 and self.x.shape[-1] in (1, 3))
         if self._has_images:
@@ -116,7 +117,7 @@ class Pictures(keras.callbacks.Callback):
         self._drawn_epoch = epoch
 
     def _draw(self, epoch):
-        """`{name: matplotlib.figure.Figure}` of the model as it is."""
+        """`{name: matplotlib.figure.Figure}` of the model in its present state."""
         model, drawn = self.model, {}
         is_variational = len(model.code_names) > 1
         if is_variational:

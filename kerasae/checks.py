@@ -1,4 +1,4 @@
-"""Checks at the door: each raises a `ValueError` that says what was expected, what came and what to do."""
+"""Checks of arguments: each raises a `ValueError` that says what was expected, what was received and what to do."""
 
 import difflib
 import numbers
@@ -16,13 +16,13 @@ def positive_int(value, name):
 
 
 def batch_size(arguments):
-    """Checks the `batch_size` among a call's arguments, in place; None is Keras's default."""
+    """Checks the `batch_size` in the dict of a call's arguments, and makes it an int there; None means Keras's default."""
     if arguments.get("batch_size") is not None:
         arguments["batch_size"] = positive_int(arguments["batch_size"], "batch_size")
 
 
 def positive_ints(values, name):
-    """Returns a tuple of ints of at least 1; raises on anything else. May be empty."""
+    """Returns `values` as a tuple of ints, each at least 1, which may be empty; raises on anything else."""
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise ValueError(f"`{name}` must be a tuple of whole numbers. Received: {values!r}")
     return tuple(positive_int(value, f"{name}[{i}]") for i, value in enumerate(values))
@@ -41,7 +41,7 @@ def real_number(value, name, minimum=None, maximum=None, exclusive=False):
 
 
 def choice(value, name, options):
-    """Returns `value`; raises, naming the nearest option, unless it is one of `options`."""
+    """Returns `value` if it is one of `options`; otherwise raises and suggests the nearest option."""
     options = list(options)
     if isinstance(value, str) and value in options:
         return value
@@ -68,12 +68,12 @@ def shapes_match(expected, received):
 
 
 def array(values, shape=None, name="x", unit_interval=False, missing=False):
-    """Returns `values` as a numeric array of whole, finite examples.
+    """Returns `values` as a numeric array of finite examples.
 
     Args:
         values: array-like, batch first.
-        shape: the shape of one example, without the batch; `None` entries take any size. No `shape` skips that check.
-        name: what the errors call it.
+        shape: the shape of one example, without the batch; `None` entries accept any size. Default: the shape is not checked.
+        name: what error messages call it.
         unit_interval: whether values must lie in [0, 1], as a Bernoulli likelihood needs.
         missing: whether NaN is taken, as a missing value; infinity is not.
 
@@ -109,7 +109,7 @@ def array(values, shape=None, name="x", unit_interval=False, missing=False):
 
 
 def in_order(values, names, name="x"):
-    """Returns, as a list, what came for several inputs: in a list or tuple, or in a dict by name (others in it are left out)."""
+    """Returns the values of several inputs as a list, given a list, a tuple, or a dict by name (whose other entries are ignored)."""
     if isinstance(values, dict) and set(names) <= set(values):
         return [values[key] for key in names]
     if isinstance(values, (list, tuple)) and len(values) == len(names):
@@ -118,22 +118,22 @@ def in_order(values, names, name="x"):
     received += f" of {len(values)}" if isinstance(values, (list, tuple)) else ""
     raise ValueError(
         f"`{name}` must be a list, or a dict by name, of the {len(names)} inputs that the encoder takes: {list(names)}. "
-        "A dataset gives them as one entry, a dict or ((first, second),): in (first, second), the second is the target. "
+        "A dataset must give them as one item, a dict or ((first, second),): in (first, second), the second is the target. "
         f"Received: {received}"
     )
 
 
 def inputs(values, shapes, name="x", unit_interval=False, missing=False):
-    """Returns what came for several inputs as a list of arrays, each checked by `array`.
+    """Returns the values of several inputs as a list of arrays, each checked by `array`.
 
     Args:
         values: a list or tuple of arrays, or a dict by name.
         shapes: `{name of an input: shape of one example}`, in order.
-        name: what the errors call it.
-        unit_interval, missing: as in `array`, of the first.
+        name: what error messages call it.
+        unit_interval, missing: as in `array`, for the first input.
 
     Raises:
-        ValueError: as `array`, naming the input; where inputs are missing or hold different numbers of examples.
+        ValueError: as in `array`, naming the input; or if inputs are missing or hold different numbers of examples.
     """
     values = in_order(values, list(shapes), name)
     arrays = [

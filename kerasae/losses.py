@@ -1,6 +1,6 @@
-"""The terms of the losses: pure functions of tensors, one number per example, shape `(batch,)`.
+"""The terms of the losses: pure functions of tensors that give one number per example, shape `(batch,)`.
 
-One reduction everywhere: the sum over an example's features. A model then takes the mean over the batch.
+Each sums over an example's features; a model then takes the mean over the batch.
 """
 
 import math
@@ -17,7 +17,7 @@ def _sum_features(values):
 
 
 def _flat(*tensors):
-    # (batch, ...) -> (batch, features), where they are known: XLA is a tenth faster on rows than on images of one channel.
+    # (batch, ...) -> (batch, features), if the sizes are known: XLA is a tenth faster on rows than on one-channel images.
     shape = tensors[0].shape[1:]
     if None in shape or any(t.shape[1:] != shape for t in tensors):
         return tensors
@@ -32,7 +32,7 @@ def _float32(*tensors):
 
 
 def _batch_mean(values):
-    # (batch, units) -> (units,). Under a `tf.distribute` strategy the batch is that of all replicas together.
+    # (batch, units) -> (units,). Under a `tf.distribute` strategy this is the mean over the batches of all replicas.
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return ops.mean(values, axis=0)
@@ -94,8 +94,8 @@ def kl_standard_normal(z_mean, z_log_var):
 
     Args:
         z_mean: mu, shape `(batch, ...)`.
-        z_log_var: ln sigma^2, of the same shape, or `(batch, 1)` for an isotropic posterior, whose one variance counts once
-            for every latent.
+        z_log_var: ln sigma^2, of the same shape, or `(batch, 1)` for an isotropic posterior, whose single variance is counted
+            once for every latent.
 
     Returns:
         Nats, shape `(batch,)`, at least 0.
@@ -109,7 +109,7 @@ def kl_standard_normal(z_mean, z_log_var):
 
 
 def sparsity_penalty(activations, target, penalty, average):
-    """How far a layer's sparsity is from the one that is wanted, per example.
+    """How far a layer's sparsity is from its target, per example.
 
     With rho the target and r the mean activation: `"kl"`, `rho ln(rho / r) + (1 - rho) ln((1 - rho) / (1 - r))`; `"absolute"`,
     `|rho - r|`; `"squared"`, `(rho - r)^2`. With `average="example"`, r is the mean over an example's units; with `"batch"`, each unit's
@@ -136,7 +136,7 @@ def sparsity_penalty(activations, target, penalty, average):
     elif penalty == "squared":
         difference = ops.square(target - rate)
     else:
-        # A rate of exactly 0 or 1, as a saturated sigmoid has in float32, would give infinity and no gradient.
+        # A rate of exactly 0 or 1, which a saturated sigmoid gives in float32, would make the penalty infinite, without a gradient.
         rate = ops.clip(rate, _SMALLEST_RATE, 1 - _SMALLEST_RATE)
         difference = target * (math.log(target) - ops.log(rate)) + (1 - target) * (
             math.log1p(-target) - ops.log(1 - rate)

@@ -13,42 +13,42 @@ from kerasae.models.denoising import CORRUPTIONS
 from kerasae.tasks.base import AutoencoderTransformer, DeployedPart
 from kerasae.tasks.batches import run
 
-# Up to noise as strong as the image's whole range, and up to most pixels lost: one model for all that still shows something.
+# From no noise to noise so strong that only a little of the image still shows: one model for the whole range.
 _DEFAULT_STRENGTH = {"gaussian": (0.0, 0.6), "masking": (0.0, 0.7), "salt_and_pepper": (0.0, 0.5)}
 
-# Filters, and their width, of the convolution that sees rebuilt and noisy image.
+# Number and width of the filters of the convolution that sees both the rebuilt and the noisy image.
 _JOINING_UNITS, _JOINING_WIDTH = 32, 5
 
 
 class Denoiser(AutoencoderTransformer):
-    """Removes noise from images, by a denoising autoencoder trained on clean images or on pairs.
+    """Removes noise from images with a denoising autoencoder, trained on clean images or on pairs.
 
-    With the images scaled to [0, 1] by the range that `fit` saw, `fit` minimises `E ||x - g(f(T x))||^2`, T being one of
+    `fit` scales images to [0, 1] by the range it sees and minimises `E ||x - g(f(T x))||^2`, where T is one of
 
     - `"gaussian"`: `x + s e`, `e ~ N(0, 1)` for every pixel and channel;
-    - `"masking"`: every pixel and channel 0 with probability s;
-    - `"salt_and_pepper"`: every pixel and channel 0 or 1, each with probability s / 2.
+    - `"masking"`: every pixel and channel is set to 0 with probability s;
+    - `"salt_and_pepper"`: every pixel and channel is set to 0 or to 1, each with probability s / 2.
 
     The decoder sees the noisy image y beside the code (`shortcut`). It rebuilds an image c from the code, and two convolutions that see
-    both say of each pixel how far to trust the noisy one, w in (0, 1), and what to add: `c + w (y - c) + r`. The code tells what kind of
-    image it is, the pixels what the code can't hold; weak noise needs little more than y, strong noise little more than c. By default s is
-    drawn anew for every image of every epoch, uniformly from a range: the denoiser is blind, and needs not be told how strong the noise
-    is. T acts in training only.
+    both images give each pixel a trust w in (0, 1) in the noisy one and a correction r: `c + w (y - c) + r`. The code holds what kind of
+    image it is, and the pixels hold what the code can't: with weak noise the result is close to y, with strong noise close to c. By
+    default s is drawn anew for every image of every epoch, uniformly from a range, so that the denoiser need not be told how strong the
+    noise is. T acts in training only.
 
     Args:
         model: `"denoising"` (default), any other family, or a kerasae model of your own.
-        corruption: T: `"gaussian"` (default), `"masking"`, `"salt_and_pepper"`, or None where `fit` gets pairs.
+        corruption: T: `"gaussian"` (default), `"masking"`, `"salt_and_pepper"`, or None if `fit` gets pairs.
         strength: s: a number, or a range `(lowest, highest)`; at least 0, in units of the images' range (`"gaussian"`), or a probability.
             Default: (0, 0.6), (0, 0.7) and (0, 0.5) in the order above.
-        shortcut: whether the decoder sees the noisy image too, with `model="denoising"`. Default True; without, the image is rebuilt from
-            the code alone.
-        clip: whether noisy images are clipped to the images' range, as a camera's are. Default True.
+        shortcut: whether the decoder sees the noisy image too (only with `model="denoising"`). Default True; if False, the image is rebuilt
+            from the code alone.
+        clip: whether noisy images are clipped to the range of the images, as a camera clips them. Default True.
         latent_dim: size of the code. Default 256; it may exceed the number of pixels.
         hidden_units, network, model_options, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in
             `AutoencoderEstimator`; the rate falls to 0 along a cosine. Default network: `"dense"` with one hidden layer of 512.
 
     Attributes:
-        model_: the fitted kerasae model, of images scaled to [0, 1].
+        model_: the fitted kerasae model, which takes images scaled to [0, 1].
 
     Example:
 
@@ -63,7 +63,7 @@ class Denoiser(AutoencoderTransformer):
         Zhang et al. 2017, "Beyond a Gaussian Denoiser".
     """
 
-    # The model is given pairs: it corrupts nothing itself.
+    # The model gets pairs and corrupts nothing itself.
     _builder_options: ClassVar = {"corruption": None}
     _rate_falls: ClassVar = True
 
@@ -111,12 +111,12 @@ class Denoiser(AutoencoderTransformer):
         """Fits the model to clean images, or to pairs.
 
         Args:
-            X: clean images, (n, height, width[, channels]), or flat ones, (n, pixels), which get corrupted; or noisy ones.
-            y: clean images of X's shape, if X are noisy ones. Labels (one axis) are ignored, as by every transformer.
+            X: clean images, (n, height, width[, channels]), or flat ones, (n, pixels), which are corrupted here; or noisy images.
+            y: clean images of X's shape, if X is noisy. Labels (one axis) are ignored, as in every transformer.
 
         Raises:
-            ValueError: on bad data or options, where y has another shape than X, where there are neither pairs nor a corruption, and
-                where training diverges.
+            ValueError: on bad data or options, if y has another shape than X, if there are neither pairs nor a corruption, or if training
+                diverges.
         """
         X = self._validate(X, reset=True)
         clean = self._pairs(X, y)
@@ -133,10 +133,10 @@ class Denoiser(AutoencoderTransformer):
         """Images without their noise.
 
         Args:
-            X: noisy images of the shape that `fit` saw.
+            X: noisy images with the shape of those passed to `fit`.
 
         Returns:
-            float32, X's shape, within the range of the clean images that `fit` saw.
+            float32, X's shape, within the range of the clean images passed to `fit`.
         """
         check_is_fitted(self)
         x = self._scale(self._validate(X))
@@ -149,12 +149,12 @@ class Denoiser(AutoencoderTransformer):
         return self.denoise(X)
 
     def corrupt(self, X, strength=None, seed=0):
-        """Noisy versions of clean images, as `fit` made them: for trials and figures.
+        """Noisy versions of clean images, made as in `fit`: for experiments and pictures.
 
         Args:
             X: clean images.
-            strength: s. Default: drawn from the range for every image.
-            seed: int, of the noise.
+            strength: s. Default: drawn from the range for each image.
+            seed: int, seed of the noise.
 
         Returns:
             float32, X's shape.
@@ -169,7 +169,7 @@ class Denoiser(AutoencoderTransformer):
 
         Args:
             X: noisy images; or clean ones, which are corrupted as in `fit`, with the seed 0.
-            y: clean images of X's shape, if X are noisy ones. Labels are ignored.
+            y: clean images of X's shape, if X is noisy. Labels are ignored.
         """
         X = self._validate(X)
         clean = self._pairs(X, y)
@@ -209,7 +209,7 @@ class Denoiser(AutoencoderTransformer):
         self._strengths()
 
     def _strengths(self):
-        """The range of s."""
+        """The range of s: `(lowest, highest)`."""
         strength = _DEFAULT_STRENGTH[self.corruption] if self.strength is None else self.strength
         low, high = strength if isinstance(strength, (tuple, list)) else (strength, strength)
         highest = None if self.corruption == "gaussian" else 1
@@ -217,7 +217,7 @@ class Denoiser(AutoencoderTransformer):
         return low, checks.real_number(high, "strength", minimum=low, maximum=highest)
 
     def _corrupt(self, x, seed, strength=None):
-        """T of a batch of scaled images."""
+        """T x for a batch x of scaled images."""
         low, high = self._strengths() if strength is None else (strength, strength)
         seeds = tf.random.split(seed, 2)
         s = tf.random.stateless_uniform((tf.shape(x)[0], *[1] * (len(x.shape) - 1)), seeds[0], low, high)
@@ -231,7 +231,7 @@ class Denoiser(AutoencoderTransformer):
 
 
 def _with_shortcut(model, seed):
-    """A denoising autoencoder whose code is the given one's and, behind it, the input itself, which the decoder joins."""
+    """A denoising autoencoder whose code is that of `model` followed by the input itself; its decoder joins the two."""
     x = model.encoder.inputs[0]
     shape, latent_dim = x.shape[1:], model.code_size
     x = keras.Input(shape, name="x")
@@ -239,7 +239,7 @@ def _with_shortcut(model, seed):
     encoder = keras.Model(x, keras.layers.Concatenate(name="z")([code, keras.layers.Flatten()(x)]), name="encoder")
     z = keras.Input(encoder.outputs[0].shape[1:], name="z")
     coarse = model.decoder(keras.layers.Reshape(model.decoder.inputs[0].shape[1:])(z[:, :latent_dim]))
-    # Images have a channel axis from here on, and rows of a table are pixels without neighbours.
+    # From here on images have a channel axis, and rows of a table are pixels without neighbours.
     is_image = len(shape) > 1
     layout = shape if len(shape) == 3 else (*shape, 1)
     rebuilt, noisy = (keras.layers.Reshape(layout)(image) for image in (coarse, z[:, latent_dim:]))

@@ -1,4 +1,4 @@
-"""Generation: sampling, interpolation, traversal, a fitted prior of the codes, and how good samples are."""
+"""Generation: sampling, interpolation, traversal, fitting a prior to codes, and measuring how good samples are."""
 
 import copy
 
@@ -11,24 +11,24 @@ INTERPOLATIONS = ("linear", "spherical")
 
 
 def fit_prior(model, x, num_components=10, seed=0, max_iter=200):
-    """A mixture of Gaussians fitted to the codes of training data: what to sample codes from.
+    """Fits a mixture of Gaussians to the codes of training data, from which new codes can be drawn.
 
-    Any autoencoder can generate with it, and a variational one better where the codes that its decoder was trained on, taken all
-    together, are not N(0, I). The codes are f(x), of a variational model draws from q(z|x), one an example. The mixture has full
+    With it any autoencoder can generate, and a variational one generates better where the codes that its decoder was trained on, taken
+    together, are not N(0, I). The codes are f(x); for a variational model they are draws from q(z|x), one per example. The mixture has full
     covariances and is fitted by expectation maximisation.
 
     Args:
         model: trained kerasae model.
-        x: training examples, (n, *input_shape), at least as many as components.
-        num_components: at least 1. Default 10.
-        seed: of the draws and the mixture's start.
-        max_iter: most iterations of expectation maximisation.
+        x: training examples, (n, *input_shape), at least `num_components`.
+        num_components: number of Gaussians, at least 1. Default 10.
+        seed: seed of the draws and of the mixture's initial state.
+        max_iter: largest number of iterations of expectation maximisation.
 
     Returns:
-        A fitted `sklearn.mixture.GaussianMixture` of codes, flat, (n, latent_dim).
+        A fitted `sklearn.mixture.GaussianMixture` of flat codes, (n, latent_dim).
 
     Raises:
-        ValueError: on examples that the model does not take, or fewer than components.
+        ValueError: on examples that the model does not take, or fewer than `num_components`.
 
     Example:
 
@@ -50,7 +50,7 @@ def fit_prior(model, x, num_components=10, seed=0, max_iter=200):
     num_components = checks.positive_int(num_components, "num_components")
     x = checks.array(x, model.encoder.inputs[0].shape[1:])
     if len(x) < num_components:
-        raise ValueError(f"`x` must hold at least {num_components} examples, as many as components. Received: {len(x)}")
+        raise ValueError(f"`x` must hold at least {num_components} examples, one per component. Received: {len(x)}")
     codes = _posterior_sample(model, x, seed) if isinstance(model, VariationalAutoencoder) else model.encode(x)
     codes = codes.reshape(len(codes), -1).astype("float64")
     return GaussianMixture(num_components, random_state=seed, max_iter=max_iter, reg_covar=1e-6 * codes.var()).fit(
@@ -59,19 +59,20 @@ def fit_prior(model, x, num_components=10, seed=0, max_iter=200):
 
 
 def sample(model, num_samples, prior=None, seed=None):
-    """New examples: the decoder's answer to codes drawn from a prior.
+    """New examples: the decoder's output for codes drawn from a prior.
 
     Args:
         model: trained kerasae model.
         num_samples: at least 1.
-        prior: what has `sample(n)` as scikit-learn's mixtures have, such as `fit_prior` gives; or None, for a variational model: N(0, I).
-        seed: int, for the same samples every time. It takes the place of the prior's own `random_state`.
+        prior: an object with the method `sample(n)` of scikit-learn's mixtures, such as `fit_prior` returns. Default: N(0, I), for
+            variational models only.
+        seed: int, for the same samples every time. It replaces the prior's own `random_state`.
 
     Returns:
         NumPy, (num_samples, *input_shape): means of p(x|z), not draws from it.
 
     Raises:
-        ValueError: without a prior, on a model that is not variational.
+        ValueError: if there is no prior and the model is not variational.
 
     Example:
 
@@ -95,17 +96,18 @@ def sample(model, num_samples, prior=None, seed=None):
         prior = copy.copy(prior)  # the caller's keeps its own state
         prior.random_state = seed
     codes, _ = prior.sample(num_samples)
-    # scikit-learn draws component after component.
+    # scikit-learn returns the draws sorted by component.
     codes = np.random.default_rng(seed).permutation(codes)
     return model.decode(codes.astype("float32").reshape(num_samples, *model.decoder.inputs[0].shape[1:]))
 
 
 def interpolate(model, a, b, steps=8, method="linear"):
-    """The way from one example to another through the codes.
+    """Images on the way from one example to another, decoded from codes between theirs.
 
     Linear: `z_t = (1 - t) z_a + t z_b`. Spherical: `z_t = (sin((1 - t) w) z_a + sin(t w) z_b) / sin(w)` with w the angle between the two
-    codes, which keeps the length that codes of many dimensions have under N(0, I), where the straight way leads through shorter ones;
-    (nearly) parallel codes fall back to the linear way. t goes from 0 to 1 in even steps, both ends included.
+    codes. Under N(0, I) nearly all codes of many dimensions have about the same length; the spherical path keeps it, whereas the straight
+    line leads through shorter codes. For (nearly) parallel codes the spherical path falls back to the line. t goes from 0 to 1 in even
+    steps, both ends included.
 
     Args:
         model: trained kerasae model.
@@ -114,7 +116,7 @@ def interpolate(model, a, b, steps=8, method="linear"):
         method: `"linear"` (default) or `"spherical"`.
 
     Returns:
-        NumPy, (steps, *input_shape); the first and the last are the reconstructions of a and b.
+        NumPy, (steps, *input_shape); the first and last images are the reconstructions of a and b.
 
     Raises:
         ValueError: on other shapes or methods.
@@ -141,26 +143,26 @@ def interpolate(model, a, b, steps=8, method="linear"):
         lengths = np.linalg.norm(z_a), np.linalg.norm(z_b)
         cosine = np.sum(z_a * z_b) / max(lengths[0] * lengths[1], np.finfo("float64").tiny)
         angle = np.arccos(np.clip(cosine, -1, 1))
-        # Opposite codes span no plane to turn in.
+        # Parallel and opposite codes span no plane in which to turn.
         if np.sin(angle) > 1e-4:
             weights = np.sin((1 - t) * angle) / np.sin(angle), np.sin(t * angle) / np.sin(angle)
     return model.decode((weights[0] * z_a + weights[1] * z_b).astype("float32"))
 
 
 def traverse(model, x, latent, values=None):
-    """What one latent does: an example's reconstruction as that latent takes other values, all others kept.
+    """What one latent does: an example's reconstructions as that latent takes other values while all others are kept.
 
     Args:
         model: trained kerasae model.
         x: one example of the model's input shape, without a batch.
         latent: index of the latent in the flat code; negative ones count from the end.
-        values: what it takes, in the code's units. Default: 9 even steps from -3 to 3, the range of N(0, 1).
+        values: the values it takes, in the code's units. Default: 9 even steps from -3 to 3, the range of N(0, 1).
 
     Returns:
         NumPy, (len(values), *input_shape).
 
     Raises:
-        ValueError: on another shape, no such latent, or values that are not finite.
+        ValueError: on another shape, a latent that doesn't exist, or values that are not finite.
 
     Example:
 

@@ -10,36 +10,36 @@ _ROWS_AT_ONCE = 1024
 
 
 def sample_quality(model, x_test, x_train=None, prior=None, num_samples=None, num_features=64, num_neighbors=5, seed=0):
-    """How good samples are, computed by comparing them with test data: no pretrained network, no eye.
+    """How good samples are, measured by comparing them with test data, without a pretrained network or a human judge.
 
-    Both are compared as features: the first `num_features` principal components of training data. With means m and covariances C:
+    Both are projected onto the first `num_features` principal components of training data. With means m and covariances C:
 
     - `frechet_distance`: `||m_s - m_t||^2 + tr(C_s + C_t - 2 (C_s C_t)^(1/2))` of samples s and test data t, in squared units of the data:
-      0 for the same mean and covariance. The Fréchet inception distance is this in a trained network's features: not comparable.
-    - with `B(y)` the ball around y up to its `num_neighbors`-th nearest neighbour among its own kind: `precision`, the share of samples
-      that lie in the ball of any test example (are they real?); `recall`, the share of test examples in any sample's ball (is everything
-      there?); `density`, the mean over samples of the number of test balls they lie in, by `num_neighbors` (may exceed 1; one odd test
-      example with a large ball does not raise it as it raises precision); `coverage`, the share of test examples whose ball holds a sample.
+      0 for the same mean and covariance. The Fréchet inception distance uses a trained network's features: the two are not comparable.
+    - The others use balls: that of a test example reaches to its `num_neighbors`-th nearest neighbour among the test examples, that of a
+      sample among the samples. `precision`: the share of samples that lie in the ball of any test example (do they look real?). `recall`:
+      the share of test examples in any sample's ball (is every kind there?). `density`: the number of test balls that a sample lies in,
+      divided by `num_neighbors`, mean over samples (may exceed 1; an outlier among the test examples, with its large ball, raises it less
+      than precision). `coverage`: the share of test examples whose ball holds a sample.
 
-    All depend on how many samples there are, so only figures of equal numbers compare. The best to hope for is not 1 but what other real
-    data get: pass training images as `model`. Features are linear, so what principal components don't show, such as sharpness beyond them,
-    is not measured.
+    All depend on the number of samples, so compare results only between equal numbers. The best to hope for is not 1 but what other real
+    data get: pass training images as `model`. What the principal components don't show, such as sharpness beyond them, is not measured.
 
     Args:
-        model: kerasae model that `sample(model, num_samples, prior, seed)` draws from; or an array of samples, (n, *input_shape).
+        model: kerasae model, from which `sample(model, num_samples, prior, seed)` draws; or an array of samples, (n, *input_shape).
         x_test: real examples that the model was not trained on, (m, *input_shape), more than `num_neighbors`.
-        x_train: real examples that the features are fitted on. Default: `x_test`.
+        x_train: real examples that the principal components are fitted to. Default: `x_test`.
         prior: as in `sample`.
-        num_samples: to draw from a model. Default: as many as `x_test`.
-        num_features: at most; default 64.
-        num_neighbors: default 5.
-        seed: of the samples.
+        num_samples: number of samples to draw from a model. Default: as many as `x_test` holds.
+        num_features: largest number of principal components. Default 64.
+        num_neighbors: which neighbour a ball reaches to. Default 5.
+        seed: seed of the samples.
 
     Returns:
         `{"frechet_distance", "precision", "recall", "density", "coverage"}`, floats.
 
     Raises:
-        ValueError: where shapes differ, or there are too few examples.
+        ValueError: if shapes differ, or there are too few examples.
 
     Example:
 
@@ -70,7 +70,7 @@ def sample_quality(model, x_test, x_train=None, prior=None, num_samples=None, nu
     for name, examples in (("x_test", x_test), ("samples", samples)):
         if len(examples) <= num_neighbors:
             raise ValueError(
-                f"There must be more than `num_neighbors` = {num_neighbors} {name}. Received: {len(examples)}"
+                f"`{name}` must hold more than `num_neighbors` = {num_neighbors} examples. Received: {len(examples)}"
             )
     flat_train = x_train.reshape(len(x_train), -1).astype("float64")
     pca = PCA(min(num_features, *flat_train.shape), svd_solver="full" if len(x_train) < 1000 else "covariance_eigh")
@@ -105,7 +105,7 @@ def sample_quality(model, x_test, x_train=None, prior=None, num_samples=None, nu
 
 
 def frechet_distance(a, b):
-    """`||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`: the distance of two Gaussians with the means and covariances of two sets.
+    """`||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`: the distance between two Gaussians with the means and covariances of two sets.
 
     Args:
         a, b: features, (n, features) and (m, features), at least 2 rows each.
@@ -114,7 +114,7 @@ def frechet_distance(a, b):
         float of at least 0, in squared units of the features.
 
     Raises:
-        ValueError: where the two have not as many features, or are too few.
+        ValueError: if the two have different numbers of features, or too few rows.
 
     Example:
 
@@ -130,7 +130,7 @@ def frechet_distance(a, b):
     if min(len(a), len(b)) < 2:
         raise ValueError(f"A covariance needs at least 2 rows. Received: {len(a)} and {len(b)}")
     c_a, c_b = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
-    # C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), which rounding does not make complex.
+    # C_a C_b has the same eigenvalues as the symmetric C_a^(1/2) C_b C_a^(1/2), where rounding can't make them complex.
     values, vectors = np.linalg.eigh(c_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c_b @ root), 0)).sum()

@@ -10,22 +10,22 @@ from kerasae.tasks.batches import run
 
 
 class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
-    """Reduces examples to codes, as PCA does, by an autoencoder.
+    """Reduces examples to short codes, as PCA does, with an autoencoder.
 
-    `fit` minimises the model's loss, `E d(x, g(f(x)))`, on the scaled examples; `transform` gives the codes `f(x)` (of a variational model
-    the means of q(z|x)), `inverse_transform` the reconstructions `g(z)` in the data's units. It has a place in pipelines and grid searches:
+    `fit` minimises the model's loss, `E d(x, g(f(x)))`, on the scaled examples; `transform` gives the codes `f(x)` (for a variational model
+    the means of q(z|x)), and `inverse_transform` the reconstructions `g(z)` in the data's units. It works in pipelines and grid searches:
     `score` is the negative squared error of the reconstruction, so that higher is better.
 
     Args:
         model: `"undercomplete"` (default), any other family, or a kerasae model of your own.
-        latent_dim: number of codes, at least 1. Default 2.
+        latent_dim: numbers per code, at least 1. Default 2.
         hidden_units, network, model_options, epochs, batch_size, learning_rate, validation_fraction, patience, random_state, verbose: as in
             `AutoencoderEstimator`.
-        scaling: as there. Default `"global"`: distances stay in proportion, so that the error is weighed as PCA weighs it. Where columns
-            have different units, say `"standard"`.
+        scaling: also as there. Default `"global"`: distances keep their proportions, so that the error is weighed as in PCA. Use
+            `"standard"` where columns have different units.
 
     Attributes:
-        model_: the fitted kerasae model, of scaled examples.
+        model_: the fitted kerasae model, which takes scaled examples.
 
     Example:
 
@@ -84,7 +84,7 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
             y: ignored.
 
         Raises:
-            ValueError: on bad data or options, and where training diverges.
+            ValueError: on bad data or options, or if training diverges.
         """
         X = self._validate(X, reset=True)
         x = self._fit_scaling(X)
@@ -99,15 +99,15 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
         return codes.reshape(len(codes), -1)
 
     def inverse_transform(self, Z):
-        """Reconstructions of codes, in the shape and units of the data that `fit` saw, in float32."""
+        """Reconstructions of codes, in the shape and units of the data passed to `fit`, in float32."""
         check_is_fitted(self)
         Z = check_array(Z, dtype=("float64", "float32"))
         if Z.shape[1] != self._n_features_out:
-            raise ValueError(f"Z must have {self._n_features_out} codes a row. Received shape: {Z.shape}")
+            raise ValueError(f"Z must have {self._n_features_out} numbers per row. Received shape: {Z.shape}")
         return self._unscale(self.model_.reconstruction_of(run(self.model_.decoder, Z)))
 
     def score(self, X, y=None):
-        """Negative squared error of the reconstruction, summed over features, mean over examples, in squared units of the data."""
+        """Negative squared error of the reconstruction: summed over features, averaged over examples, in squared units of the data."""
         difference = self._validate(X) - self.inverse_transform(self.transform(X))
         return -float(np.square(difference, dtype="float64").sum() / len(difference))
 
