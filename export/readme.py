@@ -6,7 +6,7 @@ _JS_ARRAYS = {"float32": "Float32Array", "float64": "Float64Array", "uint8": "Ui
 
 
 def readme(manifest):
-    """Markdown with snippets that run as they stand, in the bundle's folder."""
+    """Markdown with snippets that run unchanged in the bundle's folder."""
     if manifest["score"] is None:
         return _estimator_readme(manifest)
     parts = {part["name"]: part for part in manifest["parts"]}
@@ -15,7 +15,7 @@ def readme(manifest):
     score = manifest["score"]
     sections = [
         _head("An autoencoder", manifest)
-        + f"\n\n`score`: {score['definition']}; in {score['unit']}; {score['direction']}. "
+        + f"\n\n`score`: {score['definition']}; unit: {score['unit']}; {score['direction']}. "
         f"Preprocessing: {manifest['preprocessing']}.\n",
     ]
     if "onnx" in manifest["formats"]:
@@ -37,7 +37,7 @@ def readme(manifest):
 
 
 def _estimator_readme(manifest):
-    """The same for an estimator: its parts take raw examples and give the answer."""
+    """Markdown for an estimator, whose parts take raw examples and give the final answer."""
     part = manifest["parts"][0]
     x, output = part["inputs"][0], part["outputs"][0]["name"]
     array = f'x = np.zeros({tuple([1, *x["shape"][1:]])}, "{x["dtype"]}")  # your examples, unscaled'
@@ -53,7 +53,7 @@ def _estimator_readme(manifest):
             "## TensorFlow\n\n`pip install numpy tensorflow`\n\n```python\nimport numpy as np\nimport tensorflow as tf\n\n"
             f'model = tf.saved_model.load("saved_model")\n{array}\n'
             f'{output} = model.signatures["{part["name"]}"]({x["name"]}=tf.constant(x))["{output}"]\n'
-            f"print({output}.shape)\n```\n\n`request.json` holds a made-up example for TensorFlow Serving.\n"
+            f"print({output}.shape)\n```\n\n`request.json` is a sample request for TensorFlow Serving.\n"
         )
     return "\n".join([*sections, _checked(manifest["parity"])])
 
@@ -62,8 +62,8 @@ def _head(title, manifest):
     """The title, and a table of the parts."""
     return (
         f"# {title}: {manifest['family']}\n\n"
-        f"Written by kerasae {manifest['versions']['kerasae']}. To run it, neither Keras nor kerasae is needed. "
-        "`manifest.json` holds the ports, versions, measurements, and size and SHA-256 of every file.\n\n"
+        f"Written by kerasae {manifest['versions']['kerasae']}. It runs without Keras or kerasae. "
+        "`manifest.json` lists the inputs and outputs, versions, measurements, and the size and SHA-256 of every file.\n\n"
         "| part | input | output |\n|---|---|---|\n"
         + "\n".join(
             f"| {part['name']}: {part['meaning']} | {_ports(part['inputs'])} | {_ports(part['outputs'])} |"
@@ -75,20 +75,20 @@ def _head(title, manifest):
 def _checked(parity):
     """How the files were checked."""
     return (
-        "## Checked\n\nBefore it was given, every part in every format was run in a process without Keras, at batch "
+        "## Checked\n\nDuring the export every part was run in every format in a process without Keras, at batch "
         f"sizes {' and '.join(map(str, parity['batch_sizes']))}, on {parity['examples']} examples. The largest "
-        f"difference from Keras was {parity['max_relative_difference']:.1e} of the largest value (tolerance "
+        f"difference from Keras was {parity['max_relative_difference']:.1e} relative to the largest value (tolerance "
         f"{max(parity['tolerance'].values()):g}).\n"
     )
 
 
 def _shape(port):
-    # Free sizes need some number in a snippet.
+    # A snippet needs a number even for sizes that are free.
     return [size if isinstance(size, int) else free for size, free in zip(port["shape"], [1, *[32] * 9], strict=False)]
 
 
 def _arrays(ports):
-    """Python that makes `x`, or, of several inputs, a dict `inputs` with all."""
+    """Python that makes `x`, or, where there are several inputs, a dict `inputs` of them all."""
     arrays = [f'np.zeros({tuple(_shape(port))}, "{port["dtype"]}")' for port in ports]
     if len(ports) == 1:
         return f"x = {arrays[0]}  # your examples"
@@ -115,7 +115,7 @@ def _onnx(manifest, ports, codes):
         f'(reconstruction,) = decoder.run(["reconstruction"], {{"z": {codes[0]}}})\n'
         f"(score,) = scorer.run(None, {feed})\n"
         "print(reconstruction.shape)\n```\n\n"
-        f"`autoencoder.onnx` is encoder and decoder in a row. Opset {manifest['onnx']['opset']}, standard operators "
+        f"`autoencoder.onnx` is the encoder followed by the decoder. Opset {manifest['onnx']['opset']}, standard operators "
         "only.\n\n"
         "## Node.js\n\n`npm install onnxruntime-node`\n\n```js\n"
         'import * as ort from "onnxruntime-node";\n\n'
@@ -132,7 +132,7 @@ def _tensorflow(ports, codes, can_sample):
     sample = ""
     if can_sample:
         sample = (
-            "New examples, the same ones for the same seed: "
+            "To draw new examples, the same for the same seed: "
             '`model.signatures["sample_from_seed"](num_samples=tf.constant(16), seed=tf.constant([0, 0]))`.\n\n'
         )
     return (
@@ -144,9 +144,9 @@ def _tensorflow(ports, codes, can_sample):
         f'reconstruction = model.signatures["decode"](z=codes["{codes[0]}"])["reconstruction"]\n'
         f'score = model.signatures["score"]({feed})["score"]\n'
         "print(reconstruction.shape)\n```\n\n"
-        '`model.signatures["reconstruct"]` is encoder and decoder in a row.\n\n'
+        '`model.signatures["reconstruct"]` is the encoder followed by the decoder.\n\n'
         f"{sample}"
-        "## TensorFlow Serving\n\n`request.json` holds a made-up example.\n\n```bash\n"
+        "## TensorFlow Serving\n\n`request.json` is a sample request.\n\n```bash\n"
         'docker run -d -p 8501:8501 -v "$PWD/saved_model:/models/autoencoder/1" -e MODEL_NAME=autoencoder '
         "tensorflow/serving\n"
         "curl -d @request.json http://localhost:8501/v1/models/autoencoder:predict\n```\n"
@@ -165,10 +165,10 @@ def _variants(variants):
     times = " | ".join(f"ms, batch of {size}" for size in sizes)
     examples = f"{variants['examples']} {'given' if variants['given'] else 'generated'} examples"
     return (
-        f"## Lower precision\n\nSquared error of an example, mean over {examples}, and time on one thread of the "
-        f"machine that wrote this:\n\n| file | bytes | squared error | {times} |\n|---|---|---|{'---|' * len(sizes)}\n"
+        f"## Lower precision\n\nSquared error per example, mean over {examples}, and time on one thread of the "
+        f"machine that wrote this bundle:\n\n| file | bytes | squared error | {times} |\n|---|---|---|{'---|' * len(sizes)}\n"
         + "\n".join(rows)
-        + "\n\nThe encoder and the decoder exist in the same precisions. `manifest.json` has their figures.\n"
+        + "\n\nThe encoder and the decoder exist in the same precisions; `manifest.json` has their measurements.\n"
     )
 
 

@@ -3,8 +3,9 @@
  *   cc run.c -o run -I <onnxruntime>/include -L <onnxruntime>/lib -l onnxruntime
  *   ./run score.onnx < examples.f32 > scores.f32
  *
- * <onnxruntime> is a release of ONNX Runtime, which has header and library; a distribution's libonnxruntime-dev will do.
- * The input holds whole examples one after another, in the order of the port's shape; the first output is written.
+ * <onnxruntime> is the folder of an ONNX Runtime release, with its header and library; a distribution's
+ * libonnxruntime-dev will do too. The input holds whole examples one after another, each in the order of the part's input
+ * shape; the first output is written.
  */
 
 #include <onnxruntime_c_api.h>
@@ -24,7 +25,7 @@ static void fail(const char *message) {
   exit(1);
 }
 
-/* All of the standard input. */
+/* Reads all of standard input. */
 static char *read_all(size_t *size) {
   size_t room = 1 << 16, read;
   char *bytes = malloc(room);
@@ -73,7 +74,7 @@ int main(int argc, char **argv) {
   check(ort->GetDimensions(info, shape, rank));
   size_t example = sizeof(float), size;
   for (size_t i = 1; i < rank; i++) {
-    if (shape[i] < 1) fail("This program is for parts whose examples have one size.");
+    if (shape[i] < 1) fail("This program is for parts whose examples have a fixed size.");
     example *= (size_t)shape[i];
   }
   char *bytes = read_all(&size);

@@ -3,7 +3,7 @@
 //   npm install onnxruntime-node          (or onnxruntime-web: slower, WebAssembly only)
 //   node run.mjs <bundle> [<request.json>]
 //
-// The request is {"inputs": {"x": [example, ...]}}, as TensorFlow Serving takes it; by default the one in the bundle.
+// The request is {"inputs": {"x": [example, ...]}}, as TensorFlow Serving takes it. Default: the request in the bundle.
 // Prints JSON: the codes, the reconstruction and the score of every example.
 
 import { createHash } from "node:crypto";
@@ -13,14 +13,14 @@ import { join } from "node:path";
 const ort = await import("onnxruntime-node").catch(() => import("onnxruntime-web"));
 const ARRAYS = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int32: Int32Array };
 
-// {part: function}, each from nested lists by name to tensors by name; refuses files that are not what was exported.
+// {part: function}; each function takes nested lists by name and gives tensors by name. Refuses files that were changed.
 async function load(bundle) {
   const manifest = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
   const parts = {};
   for (const part of manifest.parts.filter((part) => part.onnx)) {
     const content = readFileSync(join(bundle, part.onnx.file));
     if (createHash("sha256").update(content).digest("hex") !== manifest.files[part.onnx.file].sha256) {
-      throw new Error(`${part.onnx.file} is not the file that was exported: its SHA-256 is another.`);
+      throw new Error(`${part.onnx.file} is not the file that was exported: its SHA-256 is different.`);
     }
     const session = await ort.InferenceSession.create(new Uint8Array(content));
     parts[part.name] = (inputs) =>

@@ -3,8 +3,8 @@
     pip install numpy onnxruntime
     python run.py <bundle> [<request.json>]
 
-The request is `{"inputs": {"x": [example, ...]}}`, as TensorFlow Serving takes it, with other inputs beside `x` where
-the model has several; by default the one in the bundle.
+The request is `{"inputs": {"x": [example, ...]}}`, as TensorFlow Serving takes it, with further inputs beside `x` if the
+model has several. Default: the request in the bundle.
 Prints JSON: the codes, the reconstruction and the score of every example.
 """
 
@@ -18,7 +18,7 @@ import onnxruntime
 
 
 def load(bundle):
-    """`{part: function}`, each from arrays by name to arrays by name; refuses files that are not what was exported."""
+    """`{part: function}`; each function takes arrays by name and gives arrays by name. Refuses files that were changed."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     return {part["name"]: runner(bundle, part, manifest) for part in manifest["parts"] if part["onnx"]}
 
@@ -27,7 +27,7 @@ def runner(bundle, part, manifest):
     name = part["onnx"]["file"]
     content = (bundle / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
-        raise ValueError(f"{bundle / name} is not the file that was exported: its SHA-256 is another.")
+        raise ValueError(f"{bundle / name} is not the file that was exported: its SHA-256 is different.")
     session = onnxruntime.InferenceSession(content)
     dtypes = {port["name"]: port["dtype"] for port in part["inputs"]}
     names = [port["name"] for port in part["outputs"]]

@@ -1,11 +1,11 @@
-"""Scores photos, tables or arrays by the detector in this folder, with NumPy, ONNX Runtime and, for photos, Pillow.
+"""Scores photos, tables or arrays with the detector in this folder. Needs NumPy, ONNX Runtime and, for photos, Pillow.
 
     pip install numpy onnxruntime pillow
     python score.py INPUT > scores.csv
 
-INPUT is what the detector was fitted to: a photo or a folder of them, a .csv or .tsv file, or an .npy file of examples. Prints CSV: each
-example's file or row, its score (higher is more normal), and 1 where it is below the threshold, an anomaly. What can't be read is named on
-standard error and left out; the exit code is then 1.
+INPUT is of the same kind as the data that the detector was fitted to: a photo or a folder of photos, a .csv or .tsv file, or an .npy file
+of examples. Prints CSV: each example's file or row, its score (higher is more normal), and 1 if it is an anomaly (its score is below the
+threshold). Examples that can't be read are left out and named on standard error; the exit code is then 1.
 """
 
 import csv
@@ -24,7 +24,7 @@ AT_ONCE = 64
 
 
 class Detector:
-    """The detector in a folder: `threshold`, and `scores`, which lie below it for anomalies."""
+    """The detector in a folder. `scores` gives scores; those below `threshold` are anomalies."""
 
     def __init__(self, folder):
         folder = Path(folder)
@@ -55,7 +55,7 @@ class Detector:
         return self.session.run(["score"], {"x": x.astype("float32")})[0]
 
     def photo(self, path):
-        """A photo's pixels as the detector takes them: bytes of the shape `shape`."""
+        """A photo's pixels as the detector takes them: bytes, in the shape `self.shape`."""
         if self.facts["color"] is None:
             raise ValueError(f"This detector takes examples of shape {self.shape}, not photos.")
         mode = {"grey": "L", "rgb": "RGB"}[self.facts["color"]]
@@ -66,7 +66,7 @@ def _pixels(content, size, mode):
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as image:
-        image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG is decoded no larger than is needed
+        image.draft(None, (2 * max(size), 2 * max(size)))  # decodes a JPEG no larger than is needed
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits
             image = Image.fromarray((np.asarray(image, "float32") / 257).round().clip(0, 255).astype("uint8"))
@@ -79,7 +79,7 @@ def _pixels(content, size, mode):
 
 
 def examples(detector, path):
-    """`(name, function)` of every example in a file or folder: the function reads it."""
+    """Yields `(name, function)` for every example in a file or folder; the function reads the example."""
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in PHOTOS:
         for photo in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -99,7 +99,7 @@ def examples(detector, path):
 
 
 def rows(path, columns, delimiter):
-    """The rows of a table: the columns of training by their names, or where the first line is numbers, all in order."""
+    """Yields `(number, function)` for every row of a table: its training columns by name, or all in order if there are no names."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         file.seek(0)
@@ -116,7 +116,7 @@ def rows(path, columns, delimiter):
 
 
 def main(path):
-    """Prints the scores of what is at a path; gives how many examples could not be read."""
+    """Prints the scores of the examples at a path; returns how many could not be read."""
     detector = Detector(Path(__file__).parent)
     out = csv.writer(sys.stdout, lineterminator="\n")
     path = Path(path)
@@ -128,7 +128,7 @@ def main(path):
             try:
                 batch.append(read())
                 names.append(name)
-            except Exception as error:  # whatever a decoder raises: the next example may be well
+            except Exception as error:  # decoders raise all kinds; the next example may be readable
                 unread += 1
                 print(f"{name}: {error}", file=sys.stderr)
         if batch:

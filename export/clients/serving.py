@@ -1,4 +1,4 @@
-"""Asks TensorFlow Serving for a bundle's SavedModel, with the standard library only.
+"""Sends a request to TensorFlow Serving, which serves a bundle's SavedModel. Needs the standard library only.
 
     docker run -p 8501:8501 -v "$PWD/<bundle>/saved_model:/models/autoencoder/1" -e MODEL_NAME=autoencoder tensorflow/serving
     python serving.py http://localhost:8501/v1/models/autoencoder <request.json>
@@ -16,7 +16,7 @@ SIGNATURES = ("encode", "reconstruct", "score")
 
 
 def ask(model, signature, inputs):
-    """The outputs of a signature: a dict, or the one output there is."""
+    """The outputs of a signature: a dict, or the bare value if there is only one."""
     body = json.dumps({"signature_name": signature, "inputs": inputs}).encode()
     request = urllib.request.Request(f"{model}:predict", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:
@@ -24,7 +24,7 @@ def ask(model, signature, inputs):
 
 
 def signature_outputs(model):
-    """`{signature: names of its outputs}`: where there is one, Serving answers with the bare value."""
+    """`{signature: names of its outputs}`; a single output comes from Serving without its name."""
     with urllib.request.urlopen(f"{model}/metadata") as response:
         signatures = json.load(response)["metadata"]["signature_def"]["signature_def"]
     return {name: list(signature["outputs"]) for name, signature in signatures.items()}

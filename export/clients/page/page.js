@@ -1,10 +1,10 @@
-// Draws, reconstructs, denoises, scores and decodes in the browser. The folder of this page holds all it needs: any web
-// server can host it. Models are bundles in model/ and, where there is one, denoiser/.
+// Lets you draw, and reconstructs, denoises, scores and decodes in the browser. This page's folder holds all it needs, so
+// any web server can host it. The models are bundles in model/ and, if the page has a denoiser, denoiser/.
 
 import * as ort from "./ort/ort.wasm.min.mjs";
 
 ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
-ort.env.wasm.numThreads = 1; // more need headers that a plain web server doesn't send
+ort.env.wasm.numThreads = 1; // several threads need headers that a plain web server doesn't send
 
 const ARRAYS = { float32: Float32Array, uint8: Uint8Array };
 const $ = (id) => document.getElementById(id);
@@ -12,17 +12,17 @@ const $ = (id) => document.getElementById(id);
 const state = (window.autoencoder = { ready: false });
 let model, denoiser;
 
-// Runs one task after another; of calls of the same task that come in the meantime, only the last counts.
+// Runs actions one after another; if an action is called several times before its turn comes, only the last call counts.
 const pending = new Map();
 let running = Promise.resolve();
-function soon(task, ...values) {
-  const isQueued = pending.has(task);
-  pending.set(task, values);
+function soon(action, ...values) {
+  const isQueued = pending.has(action);
+  pending.set(action, values);
   if (!isQueued) {
     running = running.then(() => {
-      const last = pending.get(task);
-      pending.delete(task);
-      return task(...last);
+      const last = pending.get(action);
+      pending.delete(action);
+      return action(...last);
     }).catch((error) => ($("status").textContent = `That failed: ${error.message}`));
   }
   return running;
@@ -37,7 +37,7 @@ async function load(folder, names) {
   return { manifest, port, height, width, channels, parts };
 }
 
-// Outputs of a part for one image of gray values in [0, 1].
+// The outputs of a part for one image of gray values in [0, 1].
 async function runOnImage(network, part, gray) {
   const { port, channels } = network;
   const scale = port.dtype === "uint8" ? 255 : 1;
@@ -88,7 +88,7 @@ $("clear").addEventListener("click", () => {
   soon(update);
 });
 
-// The drawing as MNIST's digits are: its longer side fills 20 of 28 pixels, its centre of mass is in the middle.
+// The drawing, prepared like MNIST's digits: its longer side fills 20 of 28 pixels, its centre of mass is in the middle.
 function example({ height, width }) {
   const size = pen.canvas.width;
   const ink = pen.getImageData(0, 0, size, size).data.filter((_, i) => i % 4 === 3);
@@ -114,9 +114,9 @@ function example({ height, width }) {
   return gray.map((_, i) => pixels[4 * i + 3] / 255);
 }
 
-// -- What is made of it ---------------------------------------------------------------------------------------------
+// -- What the models answer ------------------------------------------------------------------------------------------
 
-// A fixed seed, so that the noise stays where it is while one draws. (Marsaglia's xorshift, Box and Muller's transform.)
+// A fixed seed, so that the noise doesn't move while you draw. (Marsaglia's xorshift, Box and Muller's transform.)
 function* normals(seed = 1) {
   const uniform = () => {
     seed ^= seed << 13;
