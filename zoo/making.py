@@ -118,7 +118,9 @@ def publish(folder, models=(), source=None):
         _write(folder / model_id / "card.md", _card(folder / model_id).encode())
     readme = folder / "README.md"
     if readme.exists() and _MARK not in readme.read_text():
-        _logger.warning("%s is not a README of `kerasae zoo publish`: it stays, and the table is not written.", readme)
+        _logger.warning(
+            "%s is not from `kerasae zoo publish`: it stays as it is, and the table is not written.", readme
+        )
     else:
         _write(readme, table(folder).encode())
     writing.json(folder / "index.json", index(folder))
