@@ -235,7 +235,10 @@ def test_quality_of_perfect_copies(digits):
         (lambda plain, x: traverse(plain, x[0], 4), "`latent` must be a whole number from -4 to 3"),
         (lambda plain, x: traverse(plain, x[0], 1.0), "`latent` must be a whole number"),
         (lambda plain, x: traverse(plain, x[0], 0, [np.nan]), "NaN"),
-        (lambda plain, x: sample_quality(x[:3], x), "`samples` must hold more than `num_neighbors` = 5 examples. Received: 3"),
+        (
+            lambda plain, x: sample_quality(x[:3], x),
+            "`samples` must hold more than `num_neighbors` = 5 examples. Received: 3",
+        ),
         (lambda plain, x: sample_quality(x[:, :4], x), "`samples` must have shape"),
         (lambda plain, x: frechet_distance(x[:1, 0, :, 0], x[:, 0, :, 0]), "at least 2 rows"),
     ],
