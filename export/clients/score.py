@@ -66,7 +66,7 @@ def _pixels(content, size, mode):
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as image:
-        image.draft(None, (2 * max(size), 2 * max(size)))  # decodes a JPEG no larger than is needed
+        image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG is decoded no larger than is needed
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits
             image = Image.fromarray((np.asarray(image, "float32") / 257).round().clip(0, 255).astype("uint8"))
