@@ -14,10 +14,13 @@ from keras import layers
 import kerasae
 from kerasae import builders
 from kerasae.layers import MaskingCorruption
-from kerasae.models import Autoencoder, ContractiveAutoencoder, DenoisingAutoencoder, SparseAutoencoder
-from kerasae.models.pretraining import (
+from kerasae.models import (
+    Autoencoder,
+    ContractiveAutoencoder,
+    DenoisingAutoencoder,
     RaiseMomentum,
     RestrictedBoltzmannMachine,
+    SparseAutoencoder,
     classifier,
     pretrain_autoencoders,
     pretrain_rbms,
@@ -563,6 +566,12 @@ def branched():
     return builders.undercomplete(encoder=keras.Model(inputs, z), decoder=decoder)
 
 
+def shared():
+    inputs, layer = keras.Input((8,), name="x"), layers.Dense(8)
+    decoder = builders.undercomplete((8,), 8, (8,)).decoder
+    return builders.undercomplete(encoder=keras.Model(inputs, layer(layer(inputs))), decoder=decoder)
+
+
 BAD_MODELS = {
     "conv": (lambda: builders.undercomplete((8, 8, 1), 3, (4,), "conv"), "layer 'hidden_1' is a Conv2D"),
     "variational": (lambda: builders.variational((8, 8, 1), 3, (16,)), "layer 'z_log_var' doesn't stand|single chain"),
@@ -571,6 +580,7 @@ BAD_MODELS = {
         r"\(inputs, units\), are \[\(64, 16\), \(16, 3\)\], the decoder's \[\(3, 12\), \(12, 64\)\]",
     ),
     "branched": (branched, "doesn't stand in a single chain"),
+    "shared": (shared, "doesn't stand in a single chain"),
     "no autoencoder": (lambda: deep().encoder, "must be a kerasae.models.Autoencoder"),
     "no bias": (
         lambda: Autoencoder(
@@ -583,6 +593,7 @@ BAD_MODELS = {
 
 
 @pytest.mark.parametrize("pretrain", [pretrain_autoencoders, pretrain_rbms])
+@pytest.mark.filterwarnings("ignore:Overcomplete")
 @pytest.mark.parametrize("bad", BAD_MODELS)
 def test_models_that_are_no_dense_stack_are_refused(x, pretrain, bad):
     build, message = BAD_MODELS[bad]

@@ -1,12 +1,11 @@
 """Pictures of data, codes and training: every function returns a `matplotlib.figure.Figure`.
 
-Figures are made without pyplot, so they need no display and nothing keeps them alive; a notebook
-shows a returned figure. Colours follow matplotlib's style, light or dark, and figures are opaque;
-`with theme(dark=True):` draws on black whatever the style. What colour tells, a marker, a hatch, a
-dash or a name tells too. Images lie in [0, 1]; what lies outside is clipped for display.
+Figures are made without pyplot, so they need no display and nothing keeps them alive; a notebook shows a returned figure. Colours follow
+matplotlib's style, light or dark, and figures are opaque; `with theme(dark=True):` draws on black whatever the style. What colour tells, a
+marker, a hatch, a dash or a name tells too. Images lie in [0, 1]; what lies outside is clipped for display.
 
-Where a picture is of numbers that anyone may have, its function takes arrays; where they have to be
-computed from a model, it takes the model.
+Where a picture is of numbers that anyone may have, its function takes arrays; where they have to be computed from a model, it takes the
+model.
 """
 
 from kerasae.figures.codes import codes_2d, codes_beside_pca, latent_grid, traversal

@@ -20,22 +20,20 @@ from kerasae.figures.drawing import (
 def codes_2d(codes, labels=None):
     """Codes as points in the plane, one panel per model, coloured by class.
 
-    Codes of two numbers are drawn as they are; of more, by their first two principal components, and the
-    axes say so. Classes are named at the median of their points and in a legend. Points are drawn in a
-    fixed shuffled order, so that no class hides another by coming later in the data.
+    Codes of two numbers are drawn as they are; of more, by their first two principal components, and the axes say so. Classes are named at
+    the median of their points and in a legend. Points are drawn in a fixed shuffled order, so that no class hides another by coming later
+    in the data.
 
     Args:
-        codes: Dict from panel name to codes of shape `(n, d)`, d at least 2, such as
-            `{"autoencoder": z, "PCA": x.reshape(len(x), -1)}`.
-        labels: Classes of shape `(n,)`, at most 50 distinct, integers or names; every panel must
-            then hold as many codes. None, the default, draws all points alike.
+        codes: Dict from panel name to codes of shape `(n, d)`, d at least 2, such as `{"autoencoder": z, "PCA": x.reshape(len(x), -1)}`.
+        labels: Classes of shape `(n,)`, at most 50 distinct, integers or names; every panel must then hold as many codes. None, the
+            default, draws all points alike.
 
     Returns:
         The figure, with one axes per panel, each with scales of its own.
 
     Raises:
-        ValueError: If there is no panel, codes are not of shape `(n, d)`, empty or not finite, or
-            `labels` does not match.
+        ValueError: If there is no panel, codes are not of shape `(n, d)`, empty or not finite, or `labels` does not match.
 
     Example:
 
@@ -138,14 +136,13 @@ def codes_beside_pca(model, x, labels=None):
 def latent_grid(decode, n=15, quantiles=(0.05, 0.95), ax=None):
     """What a two-number code means: decodes an even grid over the prior N(0, I).
 
-    Image (i, j) is ``decode(z_1, z_2)`` with ``z_1 = F^-1(u_j)``, growing to the right, and
-    ``z_2 = F^-1(u_i)``, growing upwards, where ``F`` is the standard normal distribution function
-    and the ``u`` lie evenly between the two quantiles: so every image stands for equally much of
-    the prior.
+    Image (i, j) is ``decode(z_1, z_2)`` with ``z_1 = F^-1(u_j)``, growing to the right, and ``z_2 = F^-1(u_i)``, growing upwards, where
+    ``F`` is the standard normal distribution function and the ``u`` lie evenly between the two quantiles: so every image stands for equally
+    much of the prior.
 
     Args:
-        decode: Callable from codes, float32 of shape `(n * n, 2)`, to images in [0, 1] of shape
-            `(n * n, h, w)`, `(n * n, h, w, 1)` or `(n * n, h, w, 3)`, such as `model.decode`.
+        decode: Callable from codes, float32 of shape `(n * n, 2)`, to images in [0, 1] of shape `(n * n, h, w)`, `(n * n, h, w, 1)` or
+            `(n * n, h, w, 3)`, such as `model.decode`.
         n: Integer >= 2, images along each side. Default 15.
         quantiles: The grid's ends, probabilities with `0 < low < high < 1`. Default (0.05, 0.95).
         ax: Matplotlib axes to draw in; a new figure by default.
@@ -154,8 +151,7 @@ def latent_grid(decode, n=15, quantiles=(0.05, 0.95), ax=None):
         The figure. Its one axes holds one picture, RGBA, transparent between images.
 
     Raises:
-        ValueError: If `n` or `quantiles` is out of bounds, or `decode` returns something else than
-            `n * n` finite images.
+        ValueError: If `n` or `quantiles` is out of bounds, or `decode` returns something else than `n * n` finite images.
 
     Example:
 
@@ -190,13 +186,12 @@ def traversal(decode, z, values=None, latents=None, ax=None):
     Image (i, j) is ``decode(z')`` where ``z'`` is ``z`` but for its latent i, which is ``values[j]``.
 
     Args:
-        decode: Callable from codes, float32 of shape `(n, latent_dim)`, to images in [0, 1], such as
-            `model.decode`.
-        z: The code to start from, shape `(latent_dim,)`: `np.zeros(latent_dim)`, the prior's centre, or
-            `model.encode(x[:1])[0]`, an example's.
-        values: What latents become, shape `(steps,)` for all alike, or `(latent_dim, steps)`, a row for each.
-            Default: -3 to 3, in standard deviations of a variational model's prior N(0, I). Codes of other
-            families have scales of their own: `np.quantile(codes, np.linspace(0.05, 0.95, 9), axis=0).T`.
+        decode: Callable from codes, float32 of shape `(n, latent_dim)`, to images in [0, 1], such as `model.decode`.
+        z: The code to start from, shape `(latent_dim,)`: `np.zeros(latent_dim)`, the prior's centre, or `model.encode(x[:1])[0]`, an
+            example's.
+        values: What latents become, shape `(steps,)` for all alike, or `(latent_dim, steps)`, a row for each. Default: -3 to 3, in standard
+            deviations of a variational model's prior N(0, I). Codes of other families have scales of their own:
+            `np.quantile(codes, np.linspace(0.05, 0.95, 9), axis=0).T`.
         latents: Numbers of the latents to show, counted from 0. Default: all.
         ax: Matplotlib axes to draw in; a new figure by default.
 
@@ -204,8 +199,8 @@ def traversal(decode, z, values=None, latents=None, ax=None):
         The figure. Its one axes holds one picture, RGBA, transparent between images, a row a latent.
 
     Raises:
-        ValueError: If `z` or `values` has another shape, a latent does not exist, or `decode` returns
-            something else than as many finite images as codes.
+        ValueError: If `z` or `values` has another shape, a latent does not exist, or `decode` returns something else than as many finite
+            images as codes.
 
     Example:
 

@@ -10,10 +10,10 @@ def training_curves(history, unit="nats"):
     """Every logged term by epoch, one panel per term, training beside validation.
 
     Args:
-        history: Dict from term to one value per epoch, as `model.fit(...).history`; a term's
-            validation twin is named `val_` and the term. NaN leaves a gap.
-        unit: Unit of the terms whose name ends in `loss`, on their y axis: "nats" by default,
-            "squared error" for a model fitted by that. Other terms are plain numbers.
+        history: Dict from term to one value per epoch, as `model.fit(...).history`; a term's validation twin is named `val_` and the term.
+            NaN leaves a gap.
+        unit: Unit of the terms whose name ends in `loss`, on their y axis: "nats" by default, "squared error" for a model fitted by that.
+            Other terms are plain numbers.
 
     Returns:
         The figure, with one axes per term. Epochs count from 1.
@@ -67,9 +67,8 @@ def error_histograms(
 ):
     """How the errors of normal and of anomalous examples lie to each other and to the threshold.
 
-    Each group's bars add up to 100 %, however many examples it has. What lies above the threshold is called
-    anomalous; the legend says what share of each group that is. The axis is logarithmic where the largest of positive
-    errors is more than 50 times their median.
+    Each group's bars add up to 100 %, however many examples it has. What lies above the threshold is called anomalous; the legend says what
+    share of each group that is. The axis is logarithmic where the largest of positive errors is more than 50 times their median.
 
     Args:
         normal: Errors of normal examples, shape `(n,)`; of a detector, `-detector.score_samples(x)`.
@@ -128,8 +127,8 @@ def rate_distortion(curves, ax=None):
     """What quality costs: peak signal-to-noise ratio over bits per pixel, one curve per codec. Higher, or further left, is better.
 
     Args:
-        curves: Dict from codec name to `(bits_per_pixel, psnr)`, two numbers or two sequences of the same
-            length, in bits and decibels; points are joined by rising rate.
+        curves: Dict from codec name to `(bits_per_pixel, psnr)`, two numbers or two sequences of the same length, in bits and decibels;
+            points are joined by rising rate.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -168,12 +167,11 @@ def rate_distortion(curves, ax=None):
 def singular_values(values, ax=None):
     """The spectra of Jacobians: mean singular values, largest first, one curve per model.
 
-    A steep curve belongs to an encoder that reacts to few directions around an example, those along which the data
-    vary, and contracts the others.
+    A steep curve belongs to an encoder that reacts to few directions around an example, those along which the data vary, and contracts the
+    others.
 
     Args:
-        values: Dict from model name to singular values of shape `(n, r)`, those of one example's Jacobian a
-            row, sorted descending.
+        values: Dict from model name to singular values of shape `(n, r)`, those of one example's Jacobian a row, sorted descending.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:

@@ -32,8 +32,7 @@ _LETTER_INCHES = 0.08  # of a row's name, at matplotlib's usual 10 points
 def theme(dark=False):
     """A context in which figures are drawn on white, or on black.
 
-    Only colours change; sizes and fonts stay those of matplotlib's style. Without this context figures
-    follow that style altogether.
+    Only colours change; sizes and fonts stay those of matplotlib's style. Without this context figures follow that style altogether.
 
     Args:
         dark: Whether the ground is black and text white. Default False, the reverse.
@@ -62,8 +61,7 @@ def save(figure, path):
 
     Args:
         figure: A `matplotlib.figure.Figure`.
-        path: Where to write; must end in `.png`. Missing folders are made, a file already there is
-            replaced.
+        path: Where to write; must end in `.png`. Missing folders are made, a file already there is replaced.
 
     Returns:
         The path, as `pathlib.Path`.
@@ -101,9 +99,8 @@ def new_figure(width, height, layout="constrained"):
 def mosaic(grid, ax, margin=0.1, caption=""):
     """Draws images of shape `(rows, columns, h, w, 4)` as one picture.
 
-    One picture instead of one axes per image: a latent grid would need hundreds of axes. A new figure
-    leaves `margin` inches, (width, height) or both, for what stands beside the images, and is as wide as `caption`
-    under them.
+    One picture instead of one axes per image: a latent grid would need hundreds of axes. A new figure leaves `margin` inches, (width,
+    height) or both, for what stands beside the images, and is as wide as `caption` under them.
 
     Returns:
         The axes, and the pixel positions of the rows' and the columns' centres.

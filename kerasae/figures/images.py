@@ -9,22 +9,21 @@ from kerasae.figures.drawing import as_grid, check_mapping, decoded, draw_signed
 def reconstructions(rows, num_images=10, ax=None):
     """Rows of images under one another: inputs beside what became of them.
 
-    Column i shows image i of every row, so the same function serves inputs and reconstructions,
-    several models at once, or a denoising model's clean, corrupted and denoised images.
+    Column i shows image i of every row, so the same function serves inputs and reconstructions, several models at once, or a denoising
+    model's clean, corrupted and denoised images.
 
     Args:
-        rows: Dict from row name, shown at the left, to images in [0, 1] of shape `(n, h, w)`,
-            `(n, h, w, 1)` or `(n, h, w, 3)`; every row as many images of the same size.
-        num_images: Positive integer, the number of columns: the first images are shown, or all if
-            there are fewer. Default 10.
+        rows: Dict from row name, shown at the left, to images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`; every row
+            as many images of the same size.
+        num_images: Positive integer, the number of columns: the first images are shown, or all if there are fewer. Default 10.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
         The figure. Its one axes holds one picture, RGBA, transparent between images.
 
     Raises:
-        ValueError: If there is no row, the rows differ in length or size, or images have another
-            rank, are empty, not finite or integers above 1.
+        ValueError: If there is no row, the rows differ in length or size, or images have another rank, are empty, not finite or integers
+            above 1.
 
     Example:
 
@@ -52,14 +51,13 @@ def reconstructions(rows, num_images=10, ax=None):
 def denoising(model, x, x_corrupted=None, num_images=10, ax=None):
     """Three rows: clean images, the same corrupted, and what a model makes of these.
 
-    Beside each of the lower two stands its peak signal-to-noise ratio in decibels, the mean over the
-    images shown, as shown: clipped to [0, 1].
+    Beside each of the lower two stands its peak signal-to-noise ratio in decibels, the mean over the images shown, as shown: clipped to
+    [0, 1].
 
     Args:
         model: Autoencoder.
         x: Clean images in [0, 1], in the shape that the model takes.
-        x_corrupted: The same images, corrupted; by default, by the model's own corruption, by the same
-            noise each time.
+        x_corrupted: The same images, corrupted; by default, by the model's own corruption, by the same noise each time.
         num_images: Positive integer, the number of columns: the first images are shown. Default 10.
         ax: Matplotlib axes to draw in; a new figure by default.
 
@@ -67,8 +65,7 @@ def denoising(model, x, x_corrupted=None, num_images=10, ax=None):
         The figure, as of `reconstructions`.
 
     Raises:
-        ValueError: As `reconstructions`; if the model has no corruption of its own and `x_corrupted` is
-            missing.
+        ValueError: As `reconstructions`; if the model has no corruption of its own and `x_corrupted` is missing.
 
     Example:
 
@@ -107,16 +104,14 @@ def samples(images, columns=None, ax=None):
 
     Args:
         images: Images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`.
-        columns: Positive integer; by default the grid is as square as it gets. The last row may be
-            shorter than the others.
+        columns: Positive integer; by default the grid is as square as it gets. The last row may be shorter than the others.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
         The figure. Its one axes holds one picture, RGBA, transparent between images.
 
     Raises:
-        ValueError: If images have another rank, are empty, not finite or integers above 1, or
-            `columns` is not a positive integer.
+        ValueError: If images have another rank, are empty, not finite or integers above 1, or `columns` is not a positive integer.
 
     Example:
 
@@ -130,8 +125,8 @@ def samples(images, columns=None, ax=None):
 def signed_images(images, columns=None, ax=None):
     """A grid of arrays that may be negative, such as weights or directions, each on a scale of its own.
 
-    A grey image's zeros are white, its positive values red, its negative ones blue, up to its own largest
-    magnitude; a colour image's zeros are mid-grey.
+    A grey image's zeros are white, its positive values red, its negative ones blue, up to its own largest magnitude; a colour image's zeros
+    are mid-grey.
 
     Args:
         images: Real numbers of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`.
@@ -139,12 +134,10 @@ def signed_images(images, columns=None, ax=None):
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
-        The figure. Its first axes holds one picture, RGBA, transparent between images; for grey images a
-        second one holds the scale.
+        The figure. Its first axes holds one picture, RGBA, transparent between images; for grey images a second one holds the scale.
 
     Raises:
-        ValueError: If images have another rank, are empty or not finite, or `columns` is not a positive
-            integer.
+        ValueError: If images have another rank, are empty or not finite, or `columns` is not a positive integer.
 
     Example:
 
@@ -159,8 +152,8 @@ def signed_images(images, columns=None, ax=None):
 def interpolation(model, x_start, x_end, num_steps=8, ax=None):
     """From one image to another by a straight line between their codes.
 
-    Image j of a row is ``decode((1 - t_j) encode(x_start) + t_j encode(x_end))`` with ``t`` evenly from 0
-    to 1; the two images themselves stand at the row's ends.
+    Image j of a row is ``decode((1 - t_j) encode(x_start) + t_j encode(x_end))`` with ``t`` evenly from 0 to 1; the two images themselves
+    stand at the row's ends.
 
     Args:
         model: Autoencoder of images.

@@ -43,8 +43,8 @@ def filters(model, num_filters=64, columns=None, ax=None):
 def atoms(model, num_atoms=64, columns=None, ax=None):
     """What the decoder's last layer paints with: what each unit before it adds to the image.
 
-    A dense layer's unit has a weight for every pixel; a transposed convolution's, one for every pixel of its
-    kernel. For a decoder of one layer, unit i is the code's entry i.
+    A dense layer's unit has a weight for every pixel; a transposed convolution's, one for every pixel of its kernel. For a decoder of one
+    layer, unit i is the code's entry i.
 
     Args:
         model: Autoencoder of images whose decoder ends in a dense layer or a 2-D (transposed) convolution.
@@ -112,9 +112,9 @@ def jacobian_spectrum(models, x, ax=None):
 def tangents(model, x, num_tangents=6, ax=None):
     """The directions in which a small change of an image changes its code most.
 
-    They are the leading right singular vectors of the encoder's Jacobian ``df/dx``, with the singular value in each.
-    Where a model has learned the manifold that the data lie on, they span its tangent plane there: they look like
-    strokes that move, bend or grow. A singular vector's sign means nothing; its largest entry is made positive.
+    They are the leading right singular vectors of the encoder's Jacobian ``df/dx``, with the singular value in each. Where a model has
+    learned the manifold that the data lie on, they span its tangent plane there: they look like strokes that move, bend or grow. A singular
+    vector's sign means nothing; its largest entry is made positive.
 
     Args:
         model: Autoencoder of images.

@@ -22,13 +22,13 @@ def code_activations(codes, images=None, num_images=6):
 
     Args:
         codes: Codes of shape `(n, ...)`, such as `model.encode(x)`; every entry of an example is one unit.
-        images: The examples, images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`, to
-            stand beside their codes. None, the default, leaves them out, as for a table.
+        images: The examples, images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`, to stand beside their codes. None,
+            the default, leaves them out, as for a table.
         num_images: Positive integer, how many of the first examples are shown. Default 6.
 
     Returns:
-        The figure, with one axes per code, on common scales, and, before it, one per image. A code is
-        drawn as a line from 0 for each unit that is not 0.
+        The figure, with one axes per code, on common scales, and, before it, one per image. A code is drawn as a line from 0 for each unit
+        that is not 0.
 
     Raises:
         ValueError: If the lengths differ, an array is empty or not finite, or images have another rank.
@@ -70,14 +70,14 @@ def code_activations(codes, images=None, num_images=6):
 def top_images(codes, images, labels=None, num_units=10, num_images=10, units=None, ax=None):
     """For each unit of a code, the images that it responds to most, strongest first.
 
-    A unit whose strongest response is negative is turned round, and its name says so. Where a code is 0,
-    as most of a sparse code is, the unit does not respond, and nothing is shown.
+    A unit whose strongest response is negative is turned round, and its name says so. Where a code is 0, as most of a sparse code is, the
+    unit does not respond, and nothing is shown.
 
     Args:
         codes: Codes of shape `(n, ...)`; every entry of an example is one unit.
         images: The `n` examples, images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`.
-        labels: Classes of shape `(n,)`. Units are then sorted by the class that is commonest among their
-            images, and named by it. None, the default, leaves them by their variance.
+        labels: Classes of shape `(n,)`. Units are then sorted by the class that is commonest among their images, and named by it. None, the
+            default, leaves them by their variance.
         num_units: Positive integer, how many rows: the units whose codes vary most. Default 10.
         num_images: Positive integer, how many columns. Default 10.
         units: Numbers of the units to show, counted from 0, instead of `num_units`.
@@ -87,8 +87,7 @@ def top_images(codes, images, labels=None, num_units=10, num_images=10, units=No
         The figure. Its one axes holds one picture, RGBA, transparent between images.
 
     Raises:
-        ValueError: If the lengths differ, an array is empty or not finite, images have another rank, or
-            a unit does not exist.
+        ValueError: If the lengths differ, an array is empty or not finite, images have another rank, or a unit does not exist.
 
     Example:
 
@@ -146,13 +145,11 @@ def top_images(codes, images, labels=None, num_units=10, num_images=10, units=No
 def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
     """How much each latent of a variational model tells, and which have collapsed.
 
-    Bar i is ``KL(q(z_i|x) || N(0, 1)) = 1/2 (sigma_i^2 + mu_i^2 - 1 - ln sigma_i^2)``, mean over
-    examples, largest first. A latent is active where the variance of its mean mu_i over the examples exceeds
-    the threshold, as in `kerasae.metrics.active_units`.
+    Bar i is ``KL(q(z_i|x) || N(0, 1)) = 1/2 (sigma_i^2 + mu_i^2 - 1 - ln sigma_i^2)``, mean over examples, largest first. A latent is
+    active where the variance of its mean mu_i over the examples exceeds the threshold, as in `kerasae.metrics.active_units`.
 
     Args:
-        z_mean: mu, `(n, latent_dim)`, at least two examples; with `z_log_var`,
-            `model.encoder.predict(x)`.
+        z_mean: mu, `(n, latent_dim)`, at least two examples; with `z_log_var`, `model.encoder.predict(x)`.
         z_log_var: ln sigma^2, of the same shape, or `(n, 1)` for one variance for all latents.
         threshold: Float >= 0, of the variance. Default 0.01.
         ax: Matplotlib axes to draw in; a new figure by default.
@@ -200,14 +197,12 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
 def unit_variance(codes, threshold=0.01, ax=None):
     """How much each unit of a code varies over the examples, and which are dead.
 
-    Bar i is the variance of the code's entry i, largest first; the axis is linear up to the threshold and
-    logarithmic above it (of a threshold of 0, from a ten-thousandth of the largest variance), so that a dead
-    unit's 0 can be seen beside the others.
+    Bar i is the variance of the code's entry i, largest first; the axis is linear up to the threshold and logarithmic above it (of a
+    threshold of 0, from a ten-thousandth of the largest variance), so that a dead unit's 0 can be seen beside the others.
 
     Args:
         codes: Codes of shape `(n, ...)`, at least two examples; every entry of an example is one unit.
-        threshold: Float >= 0, in squared units of the codes: a unit above it is active. Default 0.01; 0 for
-            k-sparse codes.
+        threshold: Float >= 0, in squared units of the codes: a unit above it is active. Default 0.01; 0 for k-sparse codes.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:

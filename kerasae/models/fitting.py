@@ -89,14 +89,9 @@ class Fitting(Steps):
 
     def _check_batches(self, batches, target_shape, prefix):
         """Checks what can be known of a `tf.data.Dataset` or `PyDataset` before training: its form, and its first batch."""
-        if isinstance(batches, tf.data.Dataset):
-            first = next(iter(batches.take(1)), None)
-        elif isinstance(batches, keras.utils.PyDataset):
-            first = batches[0] if batches.num_batches != 0 else None
-        else:
-            return  # a generator: looking would take a batch away
+        first = first_batch(batches, prefix)
         if first is None:
-            raise ValueError(f"The {prefix}dataset is empty.")
+            return
         x, y, _ = keras.utils.unpack_x_y_sample_weight(first)
         where = f"{prefix}x in the dataset's first batch"
         self.check_examples(x, where, unit_interval=y is None and self.needs_unit_interval)
@@ -114,6 +109,19 @@ def is_batched(x):
     return isinstance(
         x, (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)
     ) or inspect.isgenerator(x)
+
+
+def first_batch(batches, prefix=""):
+    """The first batch of a `tf.data.Dataset` or `PyDataset`; None of a generator, where looking would take a batch away."""
+    if isinstance(batches, tf.data.Dataset):
+        first = next(iter(batches.take(1)), None)
+    elif isinstance(batches, keras.utils.PyDataset):
+        first = batches[0] if batches.num_batches != 0 else None
+    else:
+        return None
+    if first is None:
+        raise ValueError(f"The {prefix}dataset is empty.")
+    return first
 
 
 def is_array(x):

@@ -86,7 +86,7 @@ def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, va
     import keras
     import tensorflow as tf
 
-    from kerasae.models.pretraining import classifier
+    from kerasae.models.classification import classifier
 
     keras.utils.set_random_seed(0)
     head = classifier(model.encoder, int(data["y_train"].max()) + 1)
