@@ -5,9 +5,9 @@ Importing the package registers its classes with Keras, so that `keras.saving.lo
 """
 
 import importlib
-import sys
 from importlib.metadata import version
-from pathlib import Path
+
+from kerasae import registration
 
 __version__ = version("kerasae")
 
@@ -42,6 +42,4 @@ def __dir__():
     return sorted(__all__)
 
 
-# The `kerasae` command answers `--help` and `zoo list` without TensorFlow, and imports the models itself where it needs them.
-if Path(sys.argv[0] if sys.argv else "").stem != "kerasae":
-    importlib.import_module("kerasae.models")
+registration.register()

@@ -27,7 +27,7 @@ def cli():
 def main():
     """Runs the command; an error at the door is one line, without a traceback."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="kerasae", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -77,8 +77,10 @@ def open_model(name):
 
 
 def _load_file(keras, path):
+    from kerasae import keras_internals
+
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras_internals.load_model_safely(path)
     except Exception as error:  # Keras raises anything from KeyError to its own
         raise ValueError(f"{path} can't be loaded by Keras {keras.__version__}: {error}") from error
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from kerasae import writing
 from kerasae.runs.checkpoints import CHECKPOINT
 
-# The command, in a process of its own. By this name the package doesn't import TensorFlow before it is needed.
-COMMAND = (sys.executable, "-c", "import sys; sys.argv[0] = 'kerasae'; from kerasae.cli import main; main()")
+COMMAND = (sys.executable, "-m", "kerasae.cli")  # in a process of its own
 
 _SILENCE = 60  # seconds without a sign of life, until a worker counts as dead
 _TAIL = 1500  # characters of a dead worker's log that are shown
@@ -76,27 +75,12 @@ def strategy(index, addresses, timeout):
     try:
         import tensorflow as tf
 
-        _be_patient(addresses)
+        from kerasae import keras_internals
+
+        keras_internals.let_workers_be_silent(_SILENCE, len(addresses))
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
         timer.cancel()
-
-
-def _be_patient(addresses):
-    """Lets a worker be silent for a minute: after TensorFlow's ten seconds, on a machine that is busy, it is taken for dead."""
-    try:
-        from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-        from tensorflow.python.eager import context
-    except ImportError:
-        return  # another TensorFlow: it keeps to its ten seconds
-
-    # What the strategy does by itself, but for the time; there is no public way to set it.
-    context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        heartbeat_timeout_in_ms=_SILENCE * 1000,
-        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(addresses))],
-    )
 
 
 def check_same_epoch(strategy, epoch):
