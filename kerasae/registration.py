@@ -1,4 +1,4 @@
-"""Registers our classes with Keras as soon as Keras is imported, whoever imports it; `import kerasae` alone imports neither it nor TensorFlow."""
+"""Registers our classes with Keras once it is imported, whoever imports it; `import kerasae` alone imports neither it nor TensorFlow."""
 
 import importlib
 import sys

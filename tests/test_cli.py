@@ -320,10 +320,7 @@ def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, mess
     (tmp_path / "empty").mkdir()
     recipe = Path(kerasae.zoo.recipe_path("undercomplete-dense-digits")).read_text()
     (tmp_path / "recipe.toml").write_text(recipe.replace('name = "digits"', 'path = "gone.npy"'))
-    code = (
-        "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
-        "from kerasae.cli import main; main()"
-    )
+    code = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\nfrom kerasae.cli import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, cwd=tmp_path, check=False
     )
