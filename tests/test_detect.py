@@ -176,6 +176,12 @@ def test_scoring_needs_no_tensorflow(photos):
     assert len(result.stdout.splitlines()) == 9
 
 
+def test_a_graph_that_was_swapped_is_refused(photos, table, tmp_path):
+    detector = shutil.copytree(photos[0] / "detector", tmp_path / "detector")
+    shutil.copy(table[0] / "detector" / "server" / "bundle" / "score_samples.onnx", detector / "server" / "bundle")
+    assert "is not the file that was exported" in call("score", detector, photos[0] / "new", code=1)
+
+
 def test_a_server_scores_raw_photos_alike(photos, tmp_path):
     root, _ = photos
     server = shutil.copytree(root / "detector" / "server", tmp_path / "server")

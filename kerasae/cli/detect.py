@@ -105,18 +105,17 @@ def score(detector, data, out, overwrite, as_json, **reading):
         shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
     files.check(data, **reading)
     with shared.reporting(as_json) as show:
-        facts, run = detectors.opened(detector)
-        preparation = files.Preparation.from_dict(facts["preparation"])
-        read = files.read(data, like=preparation, **reading)
-        scores = detectors.scores_of(run, preparation, read.values)
-        anomalies = scores < facts["threshold"]
-        rows = detectors.rows(read, scores, anomalies)
-        found = f"{anomalies.sum():,} of {len(scores):,} are anomalies: their score is below {facts['threshold']:.6g}"
+        scorer = detectors.Scorer(detector)
+        read = files.read(data, like=scorer.preparation, **reading)
+        scores = scorer.scores(read.values)
+        rows = detectors.rows(read, scores, scorer.threshold)
+        num_anomalies = sum(rows["anomaly"])
+        found = f"{num_anomalies:,} of {len(scores):,} are anomalies: their score is below {scorer.threshold:.6g}"
         result = {
             "detector": detector,
             "data": data,
-            "threshold": facts["threshold"],
-            "num_anomalies": int(anomalies.sum()),
+            "threshold": scorer.threshold,
+            "num_anomalies": num_anomalies,
         }
         if out is not None:
             with writing.file(out) as path:

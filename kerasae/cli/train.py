@@ -224,9 +224,8 @@ def _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, index):
         training.train(recipe, loaded.train[0], checkpoint, 0 if index else shared.verbose(), fingerprint, strategy)
     except processes.WorkerError as error:
         _end(str(error))
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        silent = "heartbeat timeout" in str(error)
-        _end(f"A worker {'gave no sign of life' if silent else 'is gone'}. Start all again, with --resume.")
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError):
+        _end("A worker is gone, or gave no sign of life for a minute. Start all again, with --resume.")
     except BaseException:
         traceback.print_exc()
         _end("This worker stopped. Start all again, with --resume.")

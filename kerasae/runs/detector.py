@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kerasae import checks, writing
-from kerasae.runs import report, server
+from kerasae.runs import server
 
 _logger = logging.getLogger(__name__)
 
@@ -136,11 +136,16 @@ def _names(read, indices):
     return [read.names[i] for i in indices] if read.names else [int(i) + 1 for i in indices]
 
 
-def rows(read, scores, anomalies):
+def rows(read, scores, threshold):
+    """Columns of a table: each example's file or row, its score, and 1 where it is called an anomaly."""
     import numpy as np
 
     names = _names(read, np.arange(len(scores)))
-    return {"file" if read.names else "row": names, "score": scores.tolist(), "anomaly": anomalies.astype(int).tolist()}
+    return {_naming(read): names, "score": scores.tolist(), "anomaly": (scores < threshold).astype(int).tolist()}
+
+
+def _naming(read):
+    return "file" if read.names else "row"
 
 
 def _measures(scores, threshold):
@@ -167,16 +172,18 @@ def _measures(scores, threshold):
 
 
 def _write_scores(path, read, groups, scores, threshold):
-    rows = sorted(
+    from kerasae.runs import report
+
+    scored = sorted(
         (float(score), which, name)
         for which, (_, names) in groups.items()
         for score, name in zip(scores[which], names, strict=True)
     )
     columns = {
-        "file" if read.names else "row": [name for _, _, name in rows],
-        "which": [which for _, which, _ in rows],
-        "score": [score for score, _, _ in rows],
-        "anomaly": [int(score < threshold) for score, _, _ in rows],
+        _naming(read): [name for _, _, name in scored],
+        "which": [which for _, which, _ in scored],
+        "score": [score for score, _, _ in scored],
+        "anomaly": [int(score < threshold) for score, _, _ in scored],
     }
     report.write_csv(path, columns)
 
@@ -186,6 +193,7 @@ def _write_report(folder, preparation, made, groups, scores):
     import tomli_w
 
     from kerasae import figures
+    from kerasae.runs import report
 
     known, threshold = scores.get(_KNOWN), made["threshold"]
     (folder / "figures").mkdir()
@@ -225,23 +233,29 @@ def _write_report(folder, preparation, made, groups, scores):
     )
 
 
-def opened(folder):
-    """`(facts, run)` of a folder that `fit` filled: `run` makes scores of prepared examples."""
-    import onnxruntime
+class Scorer:
+    """Scores by the exported detector in a folder that `fit` filled, without TensorFlow: `threshold`, `preparation`, `scores`.
 
-    inside = folder / "server"
-    if not (inside / "detector.json").is_file():
-        raise ValueError(f"{folder} is no folder that `kerasae detect fit` wrote: it has no server/detector.json.")
-    facts = json.loads((inside / "detector.json").read_text())
-    session = onnxruntime.InferenceSession(
-        str(inside / "bundle" / "score_samples.onnx"), providers=["CPUExecutionProvider"]
-    )
-    return facts, lambda x: session.run(["score"], {"x": x})[0]
+    Raises:
+        ValueError: where it is no such folder, or its files are not those that were exported.
+    """
 
+    def __init__(self, folder):
+        from kerasae.files import Preparation
+        from kerasae.runtime import Bundle
 
-def scores_of(run, preparation, values):
-    import numpy as np
+        inside = Path(folder) / "server"
+        if not (inside / "detector.json").is_file():
+            raise ValueError(f"{folder} is no folder that `kerasae detect fit` wrote: it has no server/detector.json.")
+        facts = json.loads((inside / "detector.json").read_text())
+        self.threshold = facts["threshold"]
+        self.preparation = Preparation.from_dict(facts["preparation"])
+        self._score = Bundle(inside / "bundle").open("score_samples")
 
-    starts = range(0, len(values), _ROWS_AT_ONCE)
-    parts = [run(preparation.apply(values[i : i + _ROWS_AT_ONCE]).astype("float32")) for i in starts]
-    return np.concatenate(parts).astype("float64")
+    def scores(self, values):
+        """The scores of examples as they are stored, `(n,)`: higher is more normal."""
+        import numpy as np
+
+        parts = (values[i : i + _ROWS_AT_ONCE] for i in range(0, len(values), _ROWS_AT_ONCE))
+        scores = [self._score(self.preparation.apply(part).astype("float32"))["score"] for part in parts]
+        return np.concatenate(scores).astype("float64")
