@@ -31,11 +31,10 @@ def rarely(imports):
         "import kerasae, keras",
         "import keras, kerasae",
         # TensorFlow imports Keras before its own end, and our modules at their beginning.
-        "import kerasae, tensorflow as tf; keras = tf.keras",
+        "import kerasae, tensorflow, keras",
         "import kerasae.layers, keras",
         rarely("import tensorflow, kerasae, keras"),
         rarely("import tensorflow, keras, kerasae"),
-        rarely("import kerasae, tensorflow, keras"),
         rarely("import kerasae.models, keras"),
         rarely("import kerasae.tasks, keras"),
         rarely("import kerasae; kerasae.builders.undercomplete((4,), latent_dim=1); import keras"),
