@@ -1,4 +1,10 @@
-"""Layers of the families: corruption, k-sparsity, tied weights, sampling. Random numbers come from `random_seed`."""
+"""Layers of the families: corruption, k-sparsity, tied weights, sampling. Random numbers come from `random_seed`.
+
+The mask of a sequence's steps (`keras.layers.Masking`) goes through every layer. Corruption and tied weights work on each step by itself,
+so that what a masked step becomes matters to nobody; `KSparse` counts no masked step among its k.
+"""
+
+import math
 
 import keras
 import tensorflow as tf
@@ -68,6 +74,7 @@ class Corruption(keras.layers.Layer):
         super().__init__(**kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
         self.built = True
 
     def call(self, x, training=False):
@@ -203,7 +210,8 @@ class KSparse(keras.layers.Layer):
 
     `b_i = 1` for the k largest entries, by magnitude or by value; among equal ones the first units win, so that exactly k are kept
     (fewer are non-zero only where kept entries are 0). The gradient flows through kept entries only. Training keeps `current_k`, which
-    `kerasae.models.KAnnealing` changes between epochs; inference keeps `alpha * k`, rounded, at most all.
+    `kerasae.models.KAnnealing` changes between epochs; inference keeps `alpha * k`, rounded, at most all. Of a sequence the k are those of
+    all its steps together; masked steps are set to 0 and take none of them.
 
     Args:
         k: entries to keep, at least 1 and at most the number of units.
@@ -231,6 +239,7 @@ class KSparse(keras.layers.Layer):
         self.k = checks.positive_int(k, "k")
         self.alpha = checks.real_number(alpha, "alpha", minimum=1)
         self.by = checks.choice(by, "by", ("magnitude", "value"))
+        self.supports_masking = True
         # The most that training may keep; static, so that the search for the k-th largest stays short.
         self.max_k = self.k
 
@@ -245,9 +254,16 @@ class KSparse(keras.layers.Layer):
         )
         self.current_k.assign(self.k)
 
-    def call(self, z, training=False):
+    def call(self, z, training=False, mask=None):
         flat = ops.reshape(z, (-1, self.num_units))
         score = ops.stop_gradient(ops.abs(flat) if self.by == "magnitude" else flat)
+        if mask is not None:
+            # (batch, steps) -> (batch, num_units)
+            mask = ops.reshape(mask, (*ops.shape(mask), *[1] * (len(z.shape) - len(mask.shape))))
+            mask = ops.reshape(ops.broadcast_to(mask, ops.shape(z)), (-1, self.num_units))
+            # Last in every order, and 0 where k is more than there are unmasked entries.
+            score = ops.where(mask, score, ops.cast(-math.inf, score.dtype))
+            flat = ops.where(mask, flat, ops.zeros_like(flat))
         if training:
             # (batch, max_k) each; of equal entries the one with the smaller index comes first.
             largest, indices = tf.math.top_k(score, self.max_k)
@@ -298,6 +314,7 @@ class TiedDense(keras.layers.Layer):
         self.tied_to = tied_to
         self.units = checks.positive_int(units, "units")
         self.activation = keras.activations.get(activation)
+        self.supports_masking = True
         self.__dict__["source"] = None
 
     def build(self, input_shape):

@@ -164,6 +164,50 @@ def test_inference_keeps_alpha_k(rng):
     assert (layers.KSparse(9, alpha=3)(z).numpy() != 0).sum(axis=1).tolist() == [20] * 4
 
 
+# -- masks -----------------------------------------------------------------------------------------------------------
+
+
+class SeesMask(keras.layers.Layer):
+    supports_masking = True
+
+    def call(self, x, mask=None):
+        self.seen = mask
+        return x
+
+
+def tied_dense():
+    layer = layers.TiedDense("source", 3)
+    layer.connect(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="source")]))
+    return layer
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", [*CORRUPTIONS.values(), lambda: layers.KSparse(2), tied_dense])
+def test_the_mask_of_steps_goes_through_every_layer(rng, make, training):
+    steps = rng.normal(size=(3, 4, 2)).astype("float32")
+    steps[0, 2:] = steps[2, :1] = 0.0
+    probe = SeesMask()
+    probe(make()(keras.layers.Masking()(steps), training=training))
+    np.testing.assert_array_equal(probe.seen, (steps != 0).any(axis=2))
+
+
+@pytest.mark.parametrize("by", ["magnitude", "value"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_masked_steps_take_none_of_the_k(rng, by, training, jit_compile):
+    z = rng.normal(size=(3, 4, 2)).astype("float32")
+    mask = np.array([[True, True, False, False], [True] * 4, [False, False, True, False]])
+    z[~mask] = 9.0  # would all be kept
+    layer = layers.KSparse(3, by=by)
+    layer.build(z.shape)
+    masked = tf.function(lambda z, mask: layer(z, training=training, mask=mask), jit_compile=jit_compile)
+    # The oracle sees values below all others; only two entries of the last example are left to keep.
+    low = -100.0 if by == "value" else 0.0
+    expected = np.where(mask[..., None], k_largest(np.where(mask[..., None], z, low), 3, by), 0.0)
+    np.testing.assert_array_equal(masked(z, mask), expected)
+    assert (expected != 0).sum(axis=(1, 2)).tolist() == [3, 3, 2]
+
+
 # -- tied weights ----------------------------------------------------------------------------------------------------
 
 

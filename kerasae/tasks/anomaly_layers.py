@@ -1,4 +1,7 @@
-"""The layers of the anomaly detector: what prepares images, and relative distances."""
+"""The layers of the anomaly detector: what prepares images, and relative distances.
+
+None passes a mask on: each mixes all entries of an example, which has no steps that could be masked. Keras warns where a mask is lost.
+"""
 
 import keras
 import numpy as np
