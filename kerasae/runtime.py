@@ -67,6 +67,8 @@ class Bundle:
 
     def entry(self, part):
         """The manifest's entry of a part that has an ONNX file."""
+        if not self.parts:
+            raise ValueError(f'The bundle {self.folder} has no ONNX files: export the model with the format "onnx".')
         if part not in self.parts:
             raise ValueError(f"`part` must be one of {sorted(self.parts)}, the bundle's ONNX files. Received: {part!r}")
         return self.parts[part]

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from kerasae import builders, runtime
+from kerasae import builders, runtime, tasks
 from kerasae.export import bulk, export
 
 SHAPE = (8, 8, 1)
@@ -137,7 +137,13 @@ def delete(folder):
     (folder / "encoder.onnx").unlink()
 
 
-@pytest.mark.parametrize("use", ["runtime", "bulk"])
+def test_a_bundle_without_onnx_files_says_so(copy):
+    edit(lambda manifest: [part.update(onnx=None) for part in manifest["parts"]])(copy)
+    with pytest.raises(ValueError, match='has no ONNX files: export the model with the format "onnx"'):
+        runtime.Bundle(copy).open("encoder")
+
+
+@pytest.mark.parametrize("use", ["runtime", "bulk", "search"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -169,6 +175,7 @@ def test_what_was_changed_is_refused(copy, x, tmp_path, change, message, use):
     uses = {
         "runtime": lambda: runtime.Bundle(copy).open("encoder"),
         "bulk": lambda: bulk.encode_file(copy, tmp_path / "in.parquet", tmp_path / "out.parquet"),
+        "search": lambda: tasks.SearchIndex(copy),
     }
     if use == "bulk":
         pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasae import checks, writing
+from kerasae import checks, runtime, writing
 from kerasae.models import Autoencoder
 
 METRICS = ("cosine", "euclidean")
@@ -273,7 +273,8 @@ def _encoder(model):
     if isinstance(model, _OnnxEncoder):
         return model, "onnx"
     if isinstance(model, (str, os.PathLike)):
-        return _OnnxEncoder(_encoder_of_bundle(Path(model))), "onnx"
+        bundle = runtime.Bundle(model)
+        return _OnnxEncoder(bundle.read(bundle.entry("encoder")["onnx"]["file"])), "onnx"
     if callable(model):
         return model, "function"
     raise ValueError(
@@ -282,40 +283,14 @@ def _encoder(model):
     )
 
 
-def _encoder_of_bundle(folder):
-    """The bytes of a bundle's `encoder.onnx`, checked against its manifest."""
-    if not (folder / "manifest.json").is_file():
-        raise ValueError(f"`model` must be the folder of an exported bundle. There is no manifest.json in {folder}.")
-    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    if "encoder.onnx" not in files:
-        raise ValueError(f'The bundle {folder} has no encoder.onnx: export the model with the format "onnx".')
-    content = (folder / "encoder.onnx").read_bytes()
-    if hashlib.sha256(content).hexdigest() != files["encoder.onnx"]["sha256"]:
-        raise ValueError(f"{folder / 'encoder.onnx'} was changed: its SHA-256 is not the one in manifest.json.")
-    return content
-
-
-class _OnnxEncoder:
-    """An exported encoder, run by ONNX Runtime."""
-
-    def __init__(self, content):
-        import onnxruntime
-
-        self.content = content
-        self._session = onnxruntime.InferenceSession(content)
+class _OnnxEncoder(runtime.OnnxFunction):
+    """An exported encoder, from images to codes."""
 
     def __call__(self, images):
-        port, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
-        shape = [size if isinstance(size, int) else None for size in port.shape]
-        images = checks.array(images, shape[1:], name="images")
-        images = images.astype("uint8" if port.type == "tensor(uint8)" else "float32")
-        step = shape[0] or _ROWS_AT_ONCE
-        codes = []
-        for start in range(0, len(images), step):
-            batch = images[start : start + step]
-            filled = np.concatenate([batch, np.repeat(batch[-1:], step - len(batch), axis=0)])
-            codes.append(self._session.run([output.name], {port.name: filled})[0][: len(batch)])
-        return np.concatenate(codes)
+        port = self.inputs[0]
+        shape = [size if isinstance(size, int) else None for size in port["shape"][1:]]
+        images = checks.array(images, shape, name="images").astype(port["dtype"])
+        return super().__call__(images, batch_size=_ROWS_AT_ONCE)[self.outputs[0]["name"]]
 
 
 def _keras_bytes(model):
