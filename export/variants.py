@@ -31,7 +31,7 @@ def convert(model, variant, part, metadata, examples):
         model: its `onnx.ModelProto` in float32; not changed.
         variant: `"float16"`: weights and arithmetic in half precision, but for the choice of the largest codes in a k-sparse
             model: of the rounded codes, exactly k are kept; `"int8_dynamic"`: the weights of dense layers as
-            8-bit integers, one scale an output, activations quantised as they come; `"int8_static"`: all layers, with
+            8-bit integers, one scale per output, activations quantised as they come; `"int8_static"`: all layers, with
             the activations' ranges measured beforehand.
         part: `Part`.
         metadata: as in `onnx_files.convert`.
@@ -158,8 +158,8 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
         workspace: new folder for what goes to and from the process.
 
     Returns:
-        `(files, reconstruction_error)`: a list of one dict a file, and `{"float32" or variant: mean squared error}`,
-        summed over an example's features.
+        `(files, reconstruction_error)`: a list of one dict per file, and `{"float32" or variant: mean squared error}`, summed over an
+        example's features.
 
     Raises:
         ExportError: if a file does not run, or gives NaN or infinity; names it.
@@ -167,54 +167,47 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
     parts = [part for part in parts if part.name in PARTS]
     size = parts[0].inputs[0].shape[0]
     sizes = [size] if size else [1, 32]
-    # (file's part, its variant); float32 first, which the others are held against
-    keys = [(part, variant) for part in parts for variant in ("float32", *variants)]
-    names = [file_name(part, variant) for part, variant in keys]
-    values = {**examples, "z": first_output(parts[0], examples)}
+    # float32 comes first of each part: the others are compared with it
+    runs = [(part, variant, file_name(part, variant)) for part in parts for variant in ("float32", *variants)]
     task = {
         "bundle": str(bundle),
         "parts": [],
         "measured_files": [
-            {"part": key[0].name, "file": name, "inputs": [port.name for port in key[0].inputs]}
-            for key, name in zip(keys, names, strict=True)
+            {"part": part.name, "file": name, "inputs": [port.name for port in part.inputs]} for part, _, name in runs
         ],
         "batch_sizes": sizes,
     }
     arrays = {
         name: np.concatenate([batch[name] for batch in batches({name: array}, sizes[-1])])
-        for name, array in values.items()
+        for name, array in {**examples, "z": first_output(parts[0], examples)}.items()
     }
     result, outputs = parity.run_alone(task, arrays, workspace)
-    answers = {
-        (key[0].name, key[1]): {port.name: outputs[f"{number}.{port.name}"] for port in key[0].outputs}
-        for number, key in enumerate(keys)
-    }
-    latencies = {(key[0].name, key[1]): latency for key, latency in zip(keys, result["latencies"], strict=True)}
-    files, x = [], prepare(examples["x"]).astype("float64")
-    for (part, variant), name in zip(keys, names, strict=True):
-        bad = [port for port, answer in answers[part.name, variant].items() if not np.isfinite(answer).all()]
+    files, errors, x = [], {}, prepare(examples["x"]).astype("float64")
+    for number, ((part, variant, name), latency) in enumerate(zip(runs, result["latencies"], strict=True)):
+        answer = {port.name: outputs[f"{number}.{port.name}"] for port in part.outputs}
+        bad = [port for port, values in answer.items() if not np.isfinite(values).all()]
         if bad:
             raise ExportError(f"The {part.name} in {variant} gives NaN or infinity in {', '.join(bad)}.")
-        bytes_, latency = (bundle / name).stat().st_size, latencies[part.name, variant]
+        bytes_ = (bundle / name).stat().st_size
+        if variant == "float32":
+            exact, exact_bytes, exact_latency = answer, bytes_, latency
         files.append(
             {
                 "file": name,
                 "part": part.name,
                 "variant": variant,
                 "bytes": bytes_,
-                "bytes_ratio": bytes_ / (bundle / file_name(part, "float32")).stat().st_size,
+                "bytes_ratio": bytes_ / exact_bytes,
                 "relative_difference": {
-                    port: parity.relative_difference(answer, answers[part.name, "float32"][port])[2]
-                    for port, answer in answers[part.name, variant].items()
+                    port: parity.relative_difference(values, exact[port])[2] for port, values in answer.items()
                 },
                 "latency_ms": latency,
-                "latency_ratio": {size: ms / latencies[part.name, "float32"][size] for size, ms in latency.items()},
+                "latency_ratio": {size: ms / exact_latency[size] for size, ms in latency.items()},
             }
         )
-    errors = {}
-    for variant in ("float32", *variants):
-        reconstruction = answers["autoencoder", variant]["reconstruction"][: len(x)]
-        errors[variant] = float(np.square(x - reconstruction).reshape(len(x), -1).sum(axis=1).mean())
+        if part.name == "autoencoder":
+            squares = np.square(x - answer["reconstruction"][: len(x)]).reshape(len(x), -1)
+            errors[variant] = float(squares.sum(axis=1).mean())
     return files, errors
 
 

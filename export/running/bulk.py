@@ -14,10 +14,9 @@ import os
 import tempfile
 import time
 import urllib.parse
-import uuid
 from pathlib import Path
 
-from kerasae import checks, runtime
+from kerasae import checks, runtime, writing
 from kerasae.export.running import parquet
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +90,10 @@ def run(
     checked = parquet.part_of(opened, part)
     opened.read(checked["onnx"]["file"])  # raises if it was changed
     tasks = _tasks(inputs, output)
-    _check_output(output)
+    try:
+        writing.writable(output, "output")
+    except OSError as error:
+        raise ValueError(f"`output` must be a folder that can be written. {error}") from error
     todo, rows = [], {}
     for path, target in tasks:
         # Reads the file's footer: a wrong column is found before an hour of work.
@@ -201,22 +203,20 @@ def _client(scheduler, workers):
 
 def _tasks(inputs, output):
     """`[(source, target)]`, in order."""
-    if isinstance(inputs, (str, os.PathLike)):
-        path = Path(inputs)
-        if path.is_dir():
-            found = [file for file in sorted(path.rglob("*.parquet")) if not _is_hidden(file.relative_to(path))]
-            pairs = [(file.resolve(), file.relative_to(path)) for file in found]
-        elif path.is_file():
-            pairs = [(path.resolve(), Path(path.name))]
-        else:
-            found = [Path(file) for file in sorted(glob.glob(str(inputs), recursive=True)) if Path(file).is_file()]
-            pairs = [(file.resolve(), Path(file.name)) for file in found]
+    path = Path(inputs) if isinstance(inputs, (str, os.PathLike)) else None
+    if path and path.is_dir():
+        names = [file.relative_to(path) for file in sorted(path.rglob("*.parquet"))]
+        pairs = [(name, path / name) for name in names if not any(part.startswith((".", "_")) for part in name.parts)]
     else:
-        pairs = [(Path(file).resolve(), Path(Path(file).name)) for file in inputs]
+        files = [path] if path and path.is_file() else inputs
+        if isinstance(files, (str, os.PathLike)):  # a pattern
+            files = filter(os.path.isfile, sorted(glob.glob(str(inputs), recursive=True)))
+        pairs = [(Path(Path(file).name), Path(file)) for file in files]
     if not pairs:
         raise ValueError(f"`inputs` names no Parquet file. Received: {inputs!r}")
     taken = {}
-    for source, name in pairs:
+    for name, file in pairs:
+        source = file.resolve()
         if not source.is_file():
             raise ValueError(f"There is no file {source}.")
         if name in taken:
@@ -227,22 +227,6 @@ def _tasks(inputs, output):
             raise ValueError(f"`output` is the inputs' folder, {output}, where {name} would be replaced. Name another.")
         taken[name] = source
     return [(source, output / name) for name, source in taken.items()]
-
-
-def _is_hidden(path):
-    return any(name.startswith((".", "_")) for name in path.parts)
-
-
-def _check_output(output):
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".{uuid.uuid4().hex}.partial"
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"`output` must be a folder that can be written, and {output} is not: {error.strerror}"
-        ) from error
 
 
 def _is_done(source, target):
