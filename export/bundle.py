@@ -1,21 +1,17 @@
 """The bundle: a model's parts in every format, checked, with a manifest and a README."""
 
-import contextlib
 import functools
-import importlib.metadata
 import json
 import logging
 import numbers
-import platform
-from dataclasses import asdict
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import kerasae
-from kerasae import checks, writing
-from kerasae.export import litert_files, onnx_files, parity
+from kerasae import checks, runtime, writing
+from kerasae.export import litert_files, manifests, onnx_files, parity
 from kerasae.export import variants as variant_files
 from kerasae.export.onnx_files import DEFAULT_OPSET
 from kerasae.export.parts import ExportError, in_float32, parts_of, parts_of_estimator
@@ -24,8 +20,6 @@ from kerasae.export.readme import readme
 FORMATS = ("saved_model", "onnx", "litert")
 DEFAULT_FORMATS = ("saved_model", "onnx")
 IMAGE_INPUTS = ("uint8",)
-_FORMAT_VERSION = 1
-_PACKAGES = ("keras", "tensorflow", "numpy", "onnx", "tf2onnx", "onnxruntime", "onnxconverter-common", "ai-edge-litert")
 
 _logger = logging.getLogger(__name__)
 
@@ -164,17 +158,17 @@ def export(
                 preprocessing = "none: the parts divide by 255 themselves" if image_input else "none: as in training"
                 score = {"definition": definition, "unit": unit, "direction": "higher: less like the training data"}
             manifest = {
-                "format": "kerasae-bundle",
-                "format_version": _FORMAT_VERSION,
+                "format": runtime.FORMAT,
+                "format_version": runtime.FORMAT_VERSION,
                 "family": metadata["family"],
                 "formats": list(formats),
-                "parts": [_describe(part, formats) for part in parts],
+                "parts": [manifests.describe(part, formats) for part in parts],
                 "preprocessing": preprocessing,
                 "score": score,
-                "examples": _statistics(parts, many_examples) if are_given and not is_estimator else None,
+                "examples": manifests.statistics(parts, many_examples) if are_given and not is_estimator else None,
                 "onnx": {"opset": opset, "ir_version": onnx_files.IR_VERSION} if "onnx" in formats else None,
                 "variants": None,
-                "precision": _precision(parts_as_asked(original), policies, inputs, expected),
+                "precision": manifests.precision(parts_as_asked(original), policies, inputs, expected),
                 "parity": {
                     "measure": "max |difference| / max |reference|, the reference being Keras on the CPU",
                     "process": "fresh; keras and kerasae not importable, nor tensorflow for ONNX and LiteRT",
@@ -184,20 +178,16 @@ def export(
                     "max_relative_difference": max(row["relative_difference"] for row in measured),
                     "measured": measured,
                 },
-                "versions": {
-                    "kerasae": kerasae.__version__,
-                    "python": platform.python_version(),
-                    **{name: version for name in _PACKAGES if (version := _version(name))},
-                },
+                "versions": manifests.versions(),
             }
             if variants:
                 _logger.info("Measuring the files in lower precision")
-                manifest["variants"] = _measure_variants(
+                manifest["variants"] = manifests.measure_variants(
                     parts, variants, many_examples, are_given, image_input, bundle, bundle.parent / "variants"
                 )
-            (bundle / "request.json").write_text(json.dumps(_request(parts[0])) + "\n", encoding="utf-8")
+            (bundle / "request.json").write_text(json.dumps(manifests.request(parts[0])) + "\n", encoding="utf-8")
             (bundle / "README.md").write_text(readme(manifest), encoding="utf-8")
-            manifest["files"] = _files(bundle)
+            manifest["files"] = manifests.files(bundle)
             (bundle / "manifest.json").write_text(
                 json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
             )
@@ -237,25 +227,6 @@ def _spread(examples):
     count = variant_files.num_examples(examples)
     rows = np.linspace(0, count - 1, min(count, variant_files.MAX_EXAMPLES)).astype(int)
     return {name: array[rows] for name, array in examples.items()}
-
-
-def _measure_variants(parts, variants, examples, are_given, image_input, bundle, workspace):
-    def prepare(x):
-        return x / np.float32(255) if image_input else x
-
-    files, errors = variant_files.measure(parts, variants, examples, prepare, bundle, workspace)
-    return {
-        "examples": variant_files.num_examples(examples),
-        "given": are_given,
-        "reconstruction_error": {
-            "definition": "sum_i (x_i - r_i)^2, mean over the examples, of autoencoder.onnx and its variants",
-            **errors,
-        },
-        "relative_difference": "max |difference| / max |reference|, the reference being the float32 file",
-        "latency": "median of a run in ONNX Runtime on one thread of this machine, by batch size; ratio to float32",
-        "machine": platform.processor() or platform.machine(),
-        "files": files,
-    }
 
 
 def _check_image_input(image_input, model):
@@ -313,80 +284,3 @@ def _write_saved_model(parts, functions, path):
         tf.saved_model.save(module, str(path), signatures=signatures)
     except (AssertionError, ValueError, TypeError) as error:
         raise ExportError(f"The model can't be written as a SavedModel: {error}") from error
-
-
-def _describe(part, formats):
-    """A part's entry in the manifest."""
-    ports = {
-        kind: [
-            {**asdict(port), "shape": port.dims, "value_range": port.value_range and list(port.value_range)}
-            for port in getattr(part, kind)
-        ]
-        for kind in ("inputs", "outputs")
-    }
-    return {
-        "name": part.name,
-        "meaning": part.meaning,
-        "saved_model": {"folder": "saved_model", "signature": part.signature} if "saved_model" in formats else None,
-        "litert": {"file": f"{part.name}.tflite"} if "litert" in formats and part.is_in("litert") else None,
-        "onnx": {"file": f"{part.name}.onnx"} if "onnx" in formats and part.is_in("onnx") else None,
-        **ports,
-    }
-
-
-def _statistics(parts, examples):
-    """How the given examples score, and where their codes lie: what new ones are compared with."""
-    score = next(part for part in parts if part.name == "score")
-    codes = variant_files.first_output(parts[0], examples)
-    scores = variant_files.first_output(score, examples)
-    return {
-        "count": variant_files.num_examples(examples),
-        "score_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0.01, 0.05, 0.5, 0.95, 0.99)},
-        "code_quantiles": {str(q): np.quantile(codes, q, axis=0).tolist() for q in (0.01, 0.5, 0.99)},
-    }
-
-
-def _request(part):
-    """An example that was made up, as a request for TensorFlow Serving, which other clients read too."""
-    inputs, random = {}, np.random.default_rng(0)
-    for port in part.inputs:
-        shape = [size or free for size, free in zip(port.shape, [1, *[8] * len(port.shape)], strict=False)]
-        if "int" in port.dtype:
-            x = random.integers(0, 256 if port.dtype == "uint8" else 2, shape)
-        else:
-            x = (random.random(shape) if port.value_range else random.standard_normal(shape)).round(3)
-        inputs[port.name] = x.tolist()
-    signature = "reconstruct" if part.name == "encoder" else part.signature
-    return {"signature_name": signature, "inputs": inputs}
-
-
-def _precision(parts, policies, inputs, expected):
-    """What a model's own precision was, and by how much it answers otherwise than its float32 export."""
-    if not policies:
-        return {"model": ["float32"], "exported": "float32", "relative_difference": None}
-    answers = parity.references(parts, inputs)
-    difference = {
-        part: max(
-            parity.relative_difference(answers[part][size][name], reference)[2]
-            for size, outputs in sizes.items()
-            for name, reference in outputs.items()
-        )
-        for part, sizes in expected.items()
-    }
-    return {"model": policies, "exported": "float32", "relative_difference": difference}
-
-
-def _version(package):
-    for name in (package, f"{package}-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None
-
-
-def _files(bundle):
-    """`{path: {"bytes", "sha256"}}` of every file; the manifest, which holds this, comes later."""
-    return {
-        path.relative_to(bundle).as_posix(): {"bytes": path.stat().st_size, "sha256": writing.sha256(path)}
-        for path in sorted(bundle.rglob("*"))
-        if path.is_file()
-    }
