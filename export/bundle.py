@@ -40,43 +40,41 @@ def export(
 ):
     """Writes a bundle: the model's parts as a SavedModel and ONNX files, a manifest, and a README for who receives it.
 
-    `saved_model/` has the signatures `encode`, `decode`, `reconstruct` (the default) and `score`; `encoder.onnx`,
-    `decoder.onnx`, `autoencoder.onnx` and `score.onnx` are the same. `score` is each example's reconstruction loss,
-    summed over features; of a variational model the negative evidence lower bound at `z = z_mean`, in nats. Ports have
-    names: `x`, `z` (out of a variational encoder `z_mean` and `z_log_var`), `reconstruction`, `score`. All parts are
-    deterministic: a variational reconstruction goes through `z_mean`, and `sample` and `sample.onnx`, which only the
-    variational family has, take their noise as input (the signature `sample_from_seed` a seed). A model in mixed
-    precision is exported in float32.
+    `saved_model/` has the signatures `encode`, `decode`, `reconstruct` (the default) and `score`; `encoder.onnx`, `decoder.onnx`,
+    `autoencoder.onnx` and `score.onnx` compute the same. `score` is each example's reconstruction loss, summed over features; for a
+    variational model it is the negative evidence lower bound at `z = z_mean`, in nats. Inputs and outputs have names: `x`, `z` (`z_mean`
+    and `z_log_var` where a variational encoder gives them), `reconstruction`, `score`. All parts are deterministic: a variational
+    reconstruction goes through `z_mean`, and `sample` and `sample.onnx`, which only models with a prior have, take their noise as an
+    input (the signature `sample_from_seed` takes a seed). A model in mixed precision is exported in float32.
 
-    Before it is given, every part in every format is run in another process, where Keras and kerasae can't be imported,
-    at batch sizes 1 and 7, and held against Keras on the CPU: `max |difference| / max |reference|` of every output must
-    not exceed `tolerance`.
+    Before the bundle is moved into its place, every part in every format is run in another process, where Keras and kerasae can't be
+    imported, at batch sizes 1 and 7, and compared with Keras on the CPU: `max |difference| / max |reference|` of every output must not
+    exceed `tolerance`.
 
-    A fitted estimator of `kerasae.tasks` is written as its own jobs, from the raw input to the answer with the scaling in the
-    graph, such as the signature `score` and `score.onnx` of an `AnomalyDetector`, and held against its own methods.
+    A fitted estimator of `kerasae.tasks` is written as what its methods compute, from the raw input to the answer, scaling included,
+    such as the signature `score_samples` and `score_samples.onnx` of an `AnomalyDetector`, and compared with those methods.
 
     Args:
         model: kerasae model, trained or not; or a fitted estimator of `kerasae.tasks`, for which `image_input`, `variants` and
             `calibration` don't apply.
         folder: where the bundle goes; a new or empty folder.
         formats: which of `"saved_model"`, `"onnx"` and `"litert"` (`encoder.tflite` and so on, where TensorFlow's converter
-            works; needs the extra `kerasae[litert]`). Default: the first two.
+            works; it needs the extra `kerasae[litert]`). Default: the first two.
         opset: of ONNX, 13 to 25.
         image_input: `"uint8"` for parts that take images of 0 to 255 and divide them by 255 themselves, for a model of
             images in [0, 1]. Default: what the model takes.
-        batch_size: the only one that the parts take, for runtimes that need to know. Default: any.
-        variants: encoder, decoder and autoencoder as ONNX in lower precision besides, `encoder.float16.onnx` and so on:
-            `"float16"` (half the size; needs the extra `kerasae[float16]`), `"int8_dynamic"`
-            (the weights of dense layers; convolutions stay in float32), `"int8_static"` (all layers; the least exact).
-            What each does to reconstruction error, size and latency is measured, and is in the manifest; no tolerance
-            applies.
-        calibration: examples, `(n, *input_shape)`, as the parts take them, on which `"int8_static"` measures the
-            ranges of activations, from the training set; up to 256 are used.
-        x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are taken, or `batch_size`.
-            Variants are measured on up to 256 of them. Default: `calibration`'s, else random ones, from 0 to 1 where
-            the model needs that, else standard normal. For a model with several inputs both are a list, or a dict by the
-            inputs' names; the first input is the port `x`, the others are ports by their names, in their own types.
-        tolerance: of the check, at least 0, relative to the largest value; 10 times that for LiteRT.
+        batch_size: the only one that the parts take, for runtimes that need a fixed size. Default: any.
+        variants: further ONNX files of encoder, decoder and autoencoder in lower precision, `encoder.float16.onnx` and so on:
+            `"float16"` (half the size; needs the extra `kerasae[float16]`), `"int8_dynamic"` (the weights of dense layers; convolutions
+            stay in float32), `"int8_static"` (all layers; the least exact). What each does to reconstruction error, size and latency is
+            measured and written to the manifest; no tolerance applies.
+        calibration: examples from the training set, `(n, *input_shape)`, as the parts take them, on which `"int8_static"` measures the
+            ranges of activations; up to 256 are used.
+        x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are used, or `batch_size`. Variants are measured
+            on up to 256 of them. Default: those of `calibration`, else random ones, from 0 to 1 where the model needs that, else
+            standard normal. For a model with several inputs both are a list, or a dict by the inputs' names; the first input is called
+            `x` in the bundle, the others keep their names.
+        tolerance: of the check, at least 0, relative to the largest value; LiteRT is allowed 10 times as much.
         replace: whether what `folder` holds is replaced, once the new bundle is ready.
 
     Returns:
@@ -202,7 +200,7 @@ def _examples_for(estimator, part, x):
     if x is None:
         return estimator.made_up_examples(num_examples).astype(port.dtype)
     x = np.asarray(x).astype(port.dtype)
-    # Missing values are the estimator's business: its own method, which answers first, refuses what it doesn't take.
+    # NaN may be a missing value: the estimator's own method, which answers first, refuses it where it isn't.
     checks.array(np.nan_to_num(x), port.shape[1:], name="x")
     return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)]
 

@@ -35,7 +35,7 @@ def describe(part, formats):
 
 
 def statistics(parts, examples):
-    """How the given examples score, and where their codes lie: what new ones are compared with."""
+    """Quantiles of the scores and codes of the given examples, to compare new ones with."""
     score = next(part for part in parts if part.name == "score")
     codes = variant_files.first_output(parts[0], examples)
     scores = variant_files.first_output(score, examples)
@@ -66,7 +66,7 @@ def measure_variants(parts, variants, examples, are_given, image_input, bundle, 
 
 
 def precision(parts, policies, inputs, expected):
-    """What a model's own precision was, and by how much it answers otherwise than its float32 export."""
+    """The precision the model computes in, and how far its answers are from those of its float32 export."""
     if not policies:
         return {"model": ["float32"], "exported": "float32", "relative_difference": None}
     answers = parity.references(parts, inputs)
@@ -82,7 +82,7 @@ def precision(parts, policies, inputs, expected):
 
 
 def request(part):
-    """An example that was made up, as a request for TensorFlow Serving, which other clients read too."""
+    """A made-up example as a request for TensorFlow Serving, which other clients read too."""
     inputs, random = {}, np.random.default_rng(0)
     for port in part.inputs:
         shape = [size or free for size, free in zip(port.shape, [1, *[8] * len(port.shape)], strict=False)]

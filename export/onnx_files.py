@@ -1,4 +1,4 @@
-"""ONNX files: conversion by tf2onnx, then exact names, shapes, documentation and checks."""
+"""ONNX files: converted by tf2onnx, then given their names, shapes and documentation, and checked."""
 
 import contextlib
 import logging
@@ -116,7 +116,7 @@ def _logged_errors():
 
 
 def _handlers():
-    """Of operators that tf2onnx can't convert but ONNX can express: exact gelu, `log1p`, `expm1` (celu)."""
+    """Converters of operators that ONNX can express but tf2onnx doesn't convert: exact gelu, `log1p`, `expm1` (celu)."""
     import tf2onnx
 
     def handler(build):

@@ -1,4 +1,4 @@
-"""Proof that the files compute what the model computes: run in a process without Keras, compared with Keras here."""
+"""Proof that the files compute what the model computes: they run in a process without Keras, and are compared with Keras here."""
 
 import json
 import os

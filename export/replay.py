@@ -1,5 +1,4 @@
-"""Runs a bundle's files where Keras and kerasae don't exist. A script for a process of its own, importing nothing from
-here.
+"""Runs a bundle's files where Keras and kerasae can't be imported: a script for a separate process, which imports nothing of this package.
 
     python -P replay.py <folder of the task>
 

@@ -1,4 +1,4 @@
-"""ONNX files in lower precision, and what that costs and gains."""
+"""ONNX files in lower precision: how they are made, and how much less exact, smaller and faster they are."""
 
 import contextlib
 import importlib.util
@@ -29,8 +29,8 @@ def convert(model, variant, part, metadata, examples):
 
     Args:
         model: its `onnx.ModelProto` in float32; not changed.
-        variant: `"float16"`: weights and arithmetic in half precision, but for the choice of the largest codes in a k-sparse
-            model: of the rounded codes, exactly k are kept; `"int8_dynamic"`: the weights of dense layers as
+        variant: `"float16"`: weights and arithmetic in half precision, except where a k-sparse model chooses its largest codes: of the
+            rounded codes, exactly k are kept; `"int8_dynamic"`: the weights of dense layers as
             8-bit integers, one scale per output, activations quantised as they come; `"int8_static"`: all layers, with
             the activations' ranges measured beforehand.
         part: `Part`.
@@ -251,7 +251,7 @@ def num_examples(examples):
 
 @contextlib.contextmanager
 def _without_advice():
-    """onnxruntime's quantiser logs, at the root, that one might preprocess; here shapes are known already."""
+    """Silences the quantiser of onnxruntime, which advises in the root log to infer shapes first; here they are known already."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

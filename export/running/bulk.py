@@ -39,10 +39,9 @@ def run(
 ):
     """Runs a part of an exported bundle over Parquet files: one output file for each, on all cores or on a cluster.
 
-    Each file is a task of Dask's distributed scheduler, in a process that reads, computes and writes a batch at a time. An output is
-    written beside its place and moved in when it is whole, with a fingerprint of its input and of the model; started again, a run skips
-    outputs whose fingerprint is the same. A worker that dies is started again and its file with it; a file that can't be computed does not
-    stop the others.
+    Each file is a task of Dask's distributed scheduler, in a process that reads, computes and writes one batch at a time. An output
+    appears when it is whole, with a fingerprint of its input and of the model; a run that is started again skips outputs whose
+    fingerprint is the same. A worker that dies is restarted, and its file with it; a file that fails does not stop the others.
 
     Args:
         bundle: folder that `kerasae.export.export` wrote, with ONNX files.
@@ -56,9 +55,9 @@ def run(
             for Kubernetes, Slurm, ..., where `Client` takes care of security). Workers must see the same paths, and have NumPy, PyArrow
             and ONNX Runtime. Default: a local cluster on the loopback address that ends with the run.
         overwrite: compute everything again, and replace whatever has the outputs' names.
-        column: that holds the examples. Default: the name of the part's input, such as `"x"`. A column of lists (row-major where an
-            example has several dimensions) or of tensors; or numbered columns, `x0`, `x1`, ... or `x_0`, `x_1`, ...
-        keep: names of columns to copy to the outputs, or `"all"` but the examples. Default: `"id"`, where there is one.
+        column: the column that holds the examples: one of lists (row-major where an example has several dimensions) or of tensors; or the
+            beginning of numbered ones, `x0`, `x1`, ... or `x_0`, `x_1`, ... Default: the name of the part's input, such as `"x"`.
+        keep: names of columns to copy to the outputs, or `"all"` for all but the examples. Default: `"id"`, where there is one.
         insecure: allow `tcp://` to another machine. Whoever can reach a scheduler without TLS can run any code on its workers.
         verbose: 1 for a progress bar of rows, 0 for none.
 

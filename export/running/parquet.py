@@ -21,9 +21,9 @@ _READ_BUFFER_BYTES = 2**20
 
 
 def encode_file(bundle, source, target, part="encoder", column=None, keep=None, batch_size=1024, threads=1):
-    """Runs a part of a bundle over one Parquet file: what every engine can call, with nothing but files in and out.
+    """Runs a part of a bundle over one Parquet file. Any engine can call it: files go in, files come out.
 
-    Memory is that of a few batches, whatever the file's size. It needs NumPy, PyArrow and ONNX Runtime.
+    It needs the memory of a few batches, whatever the file's size, and NumPy, PyArrow and ONNX Runtime.
 
     Args:
         bundle: folder that `kerasae.export.export` wrote, with ONNX files.
@@ -38,7 +38,7 @@ def encode_file(bundle, source, target, part="encoder", column=None, keep=None, 
         Number of rows.
 
     Raises:
-        ValueError: on a bundle, part, file, column or values that don't fit; there is no target then.
+        ValueError: on a bundle, part, file, column or values that don't fit; no target is written then.
 
     Example:
 
