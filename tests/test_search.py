@@ -142,7 +142,7 @@ def test_bad_ids_add_nothing(ids, message, rng):
         (lambda index, x: SearchIndex(metric="cosin"), "Did you mean 'cosine'"),
         (lambda index, x: SearchIndex(approximate="yes"), "`approximate` must be"),
         (lambda index, x: SearchIndex(3), "`model` must be a kerasae model"),
-        (lambda index, x: SearchIndex("nowhere"), "no manifest.json in nowhere"),
+        (lambda index, x: SearchIndex("nowhere"), "There is no bundle at nowhere"),
         (lambda index, x: SearchIndex().search(x), "at most 0"),
         (lambda index, x: SearchIndex().save("index"), "is empty"),
         (lambda index, x: index.search(x, k=11), "at most 10"),
