@@ -201,6 +201,22 @@ def test_a_server_scores_raw_photos_alike(photos, tmp_path):
     assert "is damaged" in said
 
 
+@pytest.mark.parametrize("name", ["score_samples.onnx", "../score_samples.onnx"])
+def test_a_changed_detector_scores_nothing(photos, tmp_path, name):
+    root, _ = photos
+    bundle = shutil.copytree(root / "detector", tmp_path / "detector") / "server" / "bundle"
+    if name.startswith(".."):
+        shutil.copy(bundle / "score_samples.onnx", bundle.parent)
+        text = (bundle / "manifest.json").read_text()
+        (bundle / "manifest.json").write_text(text.replace('"score_samples.onnx"', json.dumps(name)))
+        message = "names a file outside the bundle"
+    else:
+        with open(bundle / name, "ab") as file:
+            file.write(b"x")
+        message = "is not the file that was exported"
+    assert message in call("score", tmp_path / "detector", root / "new", code=1)
+
+
 def test_the_readme_for_the_server_is_true(photos, table, tmp_path):
     for root in (photos[0], table[0]):
         server = shutil.copytree(root / "detector" / "server", tmp_path / root.name)

@@ -7,10 +7,11 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import keras
+
 from kerasae import checks, writing
 from kerasae.export.bundle import export
 from kerasae.export.parts import ExportError
-from kerasae.models import Autoencoder
 
 RUNTIME = "onnxruntime-web@1.30.0"
 _RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -83,7 +84,7 @@ def page(model, folder, *, denoiser=None, runtime=None, x=None, title=None, repl
 
 def _image_shape(model, name):
     """Height and width, of a model that a drawing can be given to."""
-    if not isinstance(model, Autoencoder):
+    if not isinstance(model, keras.Model) or not hasattr(model, "functions"):
         raise ValueError(f"`{name}` must be a kerasae model. Received: {model!r}")
     if len(model.encoder.inputs) != 1:
         names = [tensor.name for tensor in model.encoder.inputs]
