@@ -104,8 +104,7 @@ def run(
         raise ValueError(f"The inputs hold no rows: {len(tasks)} files, the first {tasks[0][0]}.")
     for _, target in tasks:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for remnant in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-            remnant.unlink(missing_ok=True)  # of a run that was killed
+    _remove_remnants(tasks)
 
     started = time.perf_counter()
     done_rows, failures = 0, {}
@@ -115,6 +114,7 @@ def run(
         options = {"part": part, "column": column, "keep": keep, "batch_size": batch_size, "threads": threads}
         with _client(scheduler, min(workers, len(todo))) as client:
             done_rows, failures = _compute(client, bundle, todo, rows, options, verbose)
+        _remove_remnants(todo)
     seconds = time.perf_counter() - started
     if failures:
         _raise(failures, len(todo))
@@ -226,6 +226,13 @@ def _tasks(inputs, output):
             raise ValueError(f"`output` is the inputs' folder, {output}, where {name} would be replaced. Name another.")
         taken[name] = source
     return [(source, output / name) for name, source in taken.items()]
+
+
+def _remove_remnants(tasks):
+    """Removes the half-written outputs of workers that were killed."""
+    for _, target in tasks:
+        for remnant in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            remnant.unlink(missing_ok=True)
 
 
 def _is_done(source, target):
