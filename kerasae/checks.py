@@ -1,6 +1,7 @@
 """Checks of arguments: each raises a `ValueError` that says what was expected, what was received and what to do."""
 
 import difflib
+import math
 import numbers
 
 import numpy as np
@@ -144,6 +145,28 @@ def inputs(values, shapes, name="x", unit_interval=False, missing=False):
     if len(set(lengths.values())) > 1:
         raise ValueError(f"All inputs in `{name}` must hold the same number of examples. Received: {lengths}")
     return arrays
+
+
+def memory(shape, dtype, what, copies=1):
+    """Raises where so many copies of an array would not fit into the memory that is free, before it is filled."""
+    needed = copies * math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    except ImportError:
+        return
+    if needed > free:
+        raise ValueError(
+            f"{what} takes {needed / 2**30:.1f} GiB of memory as {shape[0]:,} examples of {tuple(shape[1:])}, and "
+            f"{free / 2**30:.1f} GiB are free. Take smaller images (--image-size), fewer columns, or fewer examples."
+        )
+
+
+def listed(items, most=5):
+    """The first of many offenders, for a message that says how many more there are."""
+    items = list(map(str, items))
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _check_values(rows, name, unit_interval, start, missing):

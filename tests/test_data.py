@@ -252,7 +252,7 @@ def test_only_training_splits_are_shuffled_by_default(tiny):
 
 def test_shuffle_window_smaller_than_the_dataset(tiny, monkeypatch):
     # A set larger than the buffer: shards are shuffled too, nothing is lost, and a seed still fixes every epoch.
-    monkeypatch.setattr(data, "_SHUFFLE_BYTES", 800)
+    monkeypatch.setattr(data.datasets, "_SHUFFLE_BYTES", 800)
     x_train, _ = data.load("tiny", data_dir=tiny[0])
     stream, again = (data.stream("tiny", batch_size=8, seed=5, data_dir=tiny[0]) for _ in range(2))
     epochs = [pixels(stream) for _ in range(4)]
@@ -449,7 +449,7 @@ def test_no_network(function, problem, tmp_path, monkeypatch):
 def test_silent_network_is_given_up_on(tmp_path, monkeypatch):
     # A name server that never answers is outside the reach of the request's own timeout.
     release = threading.Event()
-    monkeypatch.setattr(data, "_NETWORK_TIMEOUT", 0.2)
+    monkeypatch.setattr(data.prepared, "_NETWORK_TIMEOUT", 0.2)
     monkeypatch.setattr(requests, "head", lambda *args, **kwargs: release.wait(30))
     start = time.monotonic()
     with pytest.raises(ConnectionError, match=r"no answer in 0\.2 seconds"):

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from kerasae import files
 from kerasae.cli.app import cli
+from kerasae.data import files, images
 
 QUICK = ["--set", "epochs=1", "--set", "max_samples=100"]
 WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
@@ -255,8 +255,8 @@ def test_the_server_reads_photos_as_training_did():
     from kerasae import export
 
     program = runpy.run_path(str(Path(export.__file__).with_name("clients") / "score.py"))
-    assert inspect.getsource(program["_pixels"]) == inspect.getsource(files._pixels)
-    assert program["PHOTOS"] == files.IMAGE_SUFFIXES
+    assert inspect.getsource(program["_pixels"]) == inspect.getsource(images._pixels)
+    assert program["PHOTOS"] == images.SUFFIXES
 
 
 @pytest.mark.parametrize(

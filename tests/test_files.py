@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasae import files
-from kerasae.files import Preparation
+from kerasae import checks
+from kerasae.data import files
+from kerasae.data.preparation import Preparation
 
 
 def photo(path, size=(40, 30), color=(200, 40, 40), mode="RGB", **options):
@@ -286,4 +287,4 @@ def test_split():
 
 def test_what_does_not_fit_into_memory_is_refused():
     with pytest.raises(ValueError, match="takes .* GiB of memory as 1,000,000,000 examples"):
-        files.check_memory((10**9, 64, 64, 3), "float32", "photos")
+        checks.memory((10**9, 64, 64, 3), "float32", "photos")

@@ -18,7 +18,7 @@ FLOORS = [
     {"networks"},
     {"models"},
     {"builders"},
-    {"data", "files", "metrics", "streams"},
+    {"data", "metrics", "streams"},
     {"tasks", "figures"},
     {"callbacks", "export"},
     {"runs"},

@@ -37,7 +37,7 @@ QUICK = {"squared_error", "negative_elbo", "active_units"}
 def loaded_once():
     """Reading 60,000 images takes longer than most measurements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kerasae.data, "load", functools.cache(kerasae.data.load))
+        patch.setattr(kerasae.data.datasets, "load", functools.cache(kerasae.data.load))
         yield
 
 

@@ -47,7 +47,7 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
     A few odd examples among them do little harm. The folder then holds the detector, how it scores, a report, and `server`, which scores
     photos and tables on a machine with NumPy, ONNX Runtime and Pillow.
     """
-    from kerasae import files
+    from kerasae.data import files
 
     shared.check_new(folder, overwrite)
     reading = shared.reading(reading)
@@ -96,7 +96,7 @@ def score(detector, data, out, overwrite, as_json, **reading):
     """
     import numpy as np
 
-    from kerasae import files
+    from kerasae.data import files
     from kerasae.runs import detector as detectors
 
     if out is not None:

@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 def draft(what, recipe, data, settings, options):
     """The recipe that the command line asks for, as far as it is known without the data and TensorFlow: a dict, and a `Recipe`."""
-    from kerasae import files
+    from kerasae.data import files
 
     if recipe is None:
         try:

@@ -52,7 +52,8 @@ def open_model(name):
     shared.import_keras()
     import keras
 
-    from kerasae import files, models
+    from kerasae import models
+    from kerasae.data.preparation import Preparation
 
     recipe = history = facts = None
     if is_file:
@@ -70,9 +71,9 @@ def open_model(name):
         raise ValueError(f"{name} holds a {type(model).__name__}, and not an autoencoder of kerasae.")
     model.compile()  # `evaluate` asks for it; nothing is trained
     if facts is not None:
-        preparation = files.Preparation.from_dict(facts["preparation"])
+        preparation = Preparation.from_dict(facts["preparation"])
     else:
-        preparation = files.Preparation.of_model(model.encoder.inputs[0].shape[1:])
+        preparation = Preparation.of_model(model.encoder.inputs[0].shape[1:])
     return Opened(path.resolve().name if path.is_dir() else path.stem, model, preparation, recipe, history, facts)
 
 
@@ -90,13 +91,13 @@ def is_path(data, **options):
 
     Args:
         data: what was given.
-        **options: of `kerasae.files.read`.
+        **options: of `kerasae.data.files.read`.
 
     Raises:
         FileNotFoundError: where it can only mean files that there aren't.
         ValueError: where there are files that hold no examples, or to which an option doesn't apply.
     """
-    from kerasae import files
+    from kerasae.data import files
 
     path = Path(data).expanduser()
     looks = data.startswith((".", "/", "~")) or path.suffix.lower() in files.SUFFIXES
@@ -113,33 +114,27 @@ def check_data(data, split=None, data_dir=None, **options):
 @contextlib.contextmanager
 def dataset_errors(data):
     """A misspelt folder is taken for a dataset's name: then the message speaks of both."""
+    from kerasae.data import UnknownDatasetError
+
     try:
         yield
-    except ValueError as error:
-        if str(error).startswith("unknown dataset"):
-            raise ValueError(f"There is no file or folder {data!r}; {error}") from error
-        raise
+    except UnknownDatasetError as error:
+        raise ValueError(f"There is no file or folder {data!r}; {error}") from error
 
 
 def examples_of(opened, data, data_dir=None, split="test", **options):
     """`(Files, apply)` of DATA for a model: `apply` makes stored values the model's input."""
-    from kerasae import files
+    from kerasae.data import datasets, files
+    from kerasae.data.preparation import Preparation
 
     if is_path(data, **options):
         return files.read(data, like=opened.preparation, **options), opened.preparation.apply
-    from kerasae import data as datasets
-
     with dataset_errors(data):
-        try:
-            loaded = datasets.load(data, data_dir=data_dir, labels=True)
-        except ValueError as error:
-            if "labels=True" not in str(error):
-                raise
-            loaded = [(x, None) for x in datasets.load(data, data_dir=data_dir)]
+        loaded = datasets.load_with_labels_if_any(data, data_dir)
     x, y = loaded[("train", "test").index(split)]
     classes = None if y is None else [str(i) for i in range(int(y.max()) + 1)]
     # They are scaled already.
-    return files.Files("images", x, None, labels=y, classes=classes), files.Preparation(
+    return files.Files("images", x, None, labels=y, classes=classes), Preparation(
         "images", opened.preparation.shape
     ).apply
 

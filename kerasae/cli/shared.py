@@ -74,8 +74,8 @@ def reading_options(command):
 
 
 def reading(options):
-    """The given ones among the keywords of `reading_options`, as `kerasae.files.read` wants them."""
-    from kerasae import files
+    """The given ones among the keywords of `reading_options`, as `kerasae.data.files.read` wants them."""
+    from kerasae.data import files
 
     given = {name: options[name] for name in files.OPTIONS if options[name]}
     if "image_size" in given:

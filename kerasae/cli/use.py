@@ -49,7 +49,7 @@ def evaluate(model, data, as_json, **source):
 
 
 def _split_of(opened, num_examples):
-    from kerasae import files
+    from kerasae.data import files
 
     return files.split(num_examples, opened.recipe.data.test_fraction, opened.recipe.seed)
 

@@ -38,19 +38,19 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
     """Reads and splits what a detector is to be fitted to.
 
     Args:
-        data: path of a folder of images or of a file, as `kerasae.files.read` takes it.
+        data: path of a folder of images or of a file, as `kerasae.data.files.read` takes it.
         anomalies: path of known ones, or None.
         test_fraction: share of `data` that is held out, to count false alarms on.
         seed: of the split and of the detector.
         max_samples: the detector's, for an estimate of the memory that it will take.
-        **reading: options of `kerasae.files.read`.
+        **reading: options of `kerasae.data.files.read`.
 
     Returns:
         `Examples`.
     """
     import numpy as np
 
-    from kerasae import files
+    from kerasae.data import files
 
     read = files.read(data, **reading, fallback_size=_IMAGE_SIZE if files.check(data) == "images" else None)
     train, test = files.split(len(read.values), test_fraction, seed)
@@ -61,7 +61,7 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
         groups[_KNOWN] = (preparation.apply(known.values), _names(known, np.arange(len(known.values))))
     # What is fitted to is there scaled, prepared and as a tensor; few examples are repeated.
     num = max(len(train), checks.positive_int(max_samples, "max_samples"))
-    files.check_memory((num, *preparation.shape), "float32", f"Fitting to {data}", copies=3)
+    checks.memory((num, *preparation.shape), "float32", f"Fitting to {data}", copies=3)
     x_train = preparation.apply(read.values[train])
     _logger.info("%s: %s; %d to fit, %d held out", Path(data).name, preparation.describe(), len(train), len(test))
     return Examples(data, read, preparation, x_train, groups, seed)
@@ -123,13 +123,13 @@ def fit(given, folder, options, verbose="auto"):
 
 def _preparation(read, train):
     """Pixels in [0, 1], as photos come to every model here; other numbers go in as they are, and the detector scales them itself."""
-    from kerasae import files
+    from kerasae.data.preparation import Preparation
 
     if read.values.ndim > 2 or read.values.dtype == "uint8":
-        preparation = files.Preparation.fit(read, train)
+        preparation = Preparation.fit(read, train)
         if preparation.scaling == "pixels":
             return preparation
-    return files.Preparation.fit(read, train, "none")
+    return Preparation.fit(read, train, "none")
 
 
 def _names(read, indices):
@@ -241,7 +241,7 @@ class Scorer:
     """
 
     def __init__(self, folder):
-        from kerasae.files import Preparation
+        from kerasae.data.preparation import Preparation
         from kerasae.runtime import Bundle
 
         inside = Path(folder) / "server"

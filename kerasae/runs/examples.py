@@ -13,8 +13,8 @@ class Dataset:
 
     @property
     def preparation(self):
-        """The `kerasae.files.Preparation` that made the examples."""
-        from kerasae.files import Preparation
+        """The `kerasae.data.preparation.Preparation` that made the examples."""
+        from kerasae.data.preparation import Preparation
 
         return Preparation.from_dict(self.facts["preparation"])
 
@@ -39,20 +39,15 @@ def load(recipe, data_dir=None):
     Returns:
         `Dataset`.
     """
-    from kerasae import files
+    from kerasae import checks
+    from kerasae.data import datasets, files
+    from kerasae.data.preparation import Preparation
 
     source = recipe.data
     if source.name is not None:
-        from kerasae import data
-
-        try:
-            train, test = data.load(source.name, data_dir=data_dir, labels=True)
-        except ValueError as error:
-            if "labels=True" not in str(error):
-                raise
-            train, test = ((x, None) for x in data.load(source.name, data_dir=data_dir))
+        train, test = datasets.load_with_labels_if_any(source.name, data_dir)
         shape = train[0].shape[1:]
-        preparation, facts, classes = files.Preparation("images", shape, "pixels", (0.0,), (255.0,)), {}, None
+        preparation, facts, classes = Preparation("images", shape, "pixels", (0.0,), (255.0,)), {}, None
     else:
         read = files.read(
             source.path,
@@ -67,8 +62,8 @@ def load(recipe, data_dir=None):
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
         unit_interval = "binary_crossentropy" in recipe.model.values() or "bernoulli" in recipe.model.values()
-        preparation = files.Preparation.fit(read, indices[0], source.scaling, unit_interval)
-        files.check_memory(values.shape, "float32", source.path)
+        preparation = Preparation.fit(read, indices[0], source.scaling, unit_interval)
+        checks.memory(values.shape, "float32", source.path)
         train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
         facts = {"fingerprint": read.fingerprint}
         if read.names is not None:

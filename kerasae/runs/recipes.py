@@ -23,7 +23,7 @@ class _Section(pydantic.BaseModel):
 
 
 class Data(_Section):
-    """What to train on: `kerasae.data.load(name)`, or own files by their path, as `kerasae.files.read` takes them."""
+    """What to train on: `kerasae.data.load(name)`, or own files by their path, as `kerasae.data.files.read` takes them."""
 
     name: str | None = None
     # The last so many training images are held out, for choosing; 0 trains on all of them.

@@ -1,0 +1,158 @@
+"""Examples from a person's own files: a folder of images, an array, or a table.
+
+`read` gives the values as they are stored, with what identifies them; `kerasae.data.preparation` makes them a model's input.
+"""
+
+import collections
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from kerasae import writing
+from kerasae.data import arrays, images, tables
+
+SUFFIXES = images.SUFFIXES + tables.SUFFIXES + arrays.SUFFIXES
+OPTIONS = ("image_size", "color", "array", "columns", "drop", "labels", "skip_unreadable")  # of `read`
+_MINIMUM = 10  # examples, fewer of which can't be split into what is learned from and what is tested on
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What was read: `values` as stored, `(n, ...)`; `names` of the images; `labels`, integers into `classes`, or None."""
+
+    kind: str  # "images", "array" or "table"
+    values: np.ndarray
+    fingerprint: str
+    names: list | None = None
+    columns: list | None = None
+    labels: np.ndarray | None = None
+    classes: list | None = None
+
+
+def read(
+    path,
+    like=None,
+    image_size=None,
+    color=None,
+    array=None,
+    columns=None,
+    drop=(),
+    labels=None,
+    skip_unreadable=False,
+    fallback_size=None,
+):
+    """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table.
+
+    Images are turned as their camera says, scaled so that they cover `image_size`, and cropped around the middle. Classes are the names of
+    the folder's subfolders, where all images lie in one.
+
+    Args:
+        path: of the folder or file.
+        like: `Preparation` that the examples are to fit: its size, colours and columns.
+        image_size: (height, width) of images. Default: their own, where all have the same.
+        color: `"grey"` or `"rgb"`. Default: grey if all images are.
+        array: name of an `.npz` file's array. Default: its only one.
+        columns: names of a table's columns to take. Default: all but `drop` and `labels`.
+        drop: names of a table's columns to leave out.
+        labels: a table's column, or an `.npz` file's array, of classes.
+        skip_unreadable: whether images that can't be read are left out, with a warning, instead of an error.
+        fallback_size: (height, width) where images have different sizes or a large one, and nothing says which to take. Default: an error.
+
+    Returns:
+        `Files`.
+
+    Raises:
+        FileNotFoundError: where there is no such file or folder.
+        ValueError: on whatever can't be made into examples: no images, sizes that differ, text or gaps in columns, …; the message names it.
+
+    Example:
+
+    ```python
+    from kerasae.data import files, preparation
+
+    np.save("mine.npy", np.random.default_rng(0).normal(size=(20, 5)))  # or a folder of photos, with image_size=(64, 64)
+    mine = files.read("mine.npy")
+    train, test = files.split(len(mine.values), test_fraction=0.1, seed=0)
+    prepared = preparation.Preparation.fit(mine, train)
+    x_train, x_test = (prepared.apply(mine.values[i]) for i in (train, test))
+    ```
+    """
+    kind = check(path, image_size, color, array, columns, drop, labels, skip_unreadable)
+    path = Path(path).expanduser()
+    names = taken = None
+    if kind == "images":
+        if like is not None and len(like.shape) not in (2, 3):
+            raise ValueError(f"The model takes rows of {math.prod(like.shape)} numbers, not images. Received: {path}")
+        values, names, fingerprint = images.read(path, like, image_size, color, skip_unreadable, fallback_size)
+        folders = [name.split("/")[0] for name in names if "/" in name]
+        labels = folders if len(folders) == len(names) and len(set(folders)) > 1 else None
+    else:
+        if kind == "array":
+            values, labels = arrays.read(path, array, labels)
+        else:
+            values, taken, labels = tables.read(path, like, columns, drop, labels)
+        fingerprint = writing.sha256(path)
+    labels, classes = (None, None) if labels is None else _encode_labels(labels)
+    return Files(kind, values, f"sha256:{fingerprint}", names, taken, labels, classes)
+
+
+def check(path, image_size=None, color=None, array=None, columns=None, drop=(), labels=None, skip_unreadable=False):
+    """What `read` would take a path for, by names alone: `"images"`, `"array"` or `"table"`.
+
+    Raises:
+        FileNotFoundError, ValueError: what `read` would raise before it opens any file.
+    """
+    named, path = path, Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {str(named)!r}.")
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in images.SUFFIXES:
+        _refuse({"array": array, "columns": columns, "drop": drop, "labels": labels}, "a folder of images", path)
+        if path.is_dir() and not any(p.suffix.lower() in images.SUFFIXES for p in images.walk(path)):
+            others = collections.Counter(p.suffix.lower() or p.name for p in images.walk(path)).most_common(3)
+            raise ValueError(
+                f"There are no images in {path}: expected files that end in {', '.join(images.SUFFIXES)}. "
+                + ("Found: " + ", ".join(f"{n} {suffix}" for suffix, n in others) if others else "It is empty.")
+            )
+        return "images"
+    if suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path} must be a folder of images, or end in one of {', '.join(arrays.SUFFIXES + tables.SUFFIXES)}."
+        )
+    _refuse({"image_size": image_size, "color": color, "skip_unreadable": skip_unreadable}, "a file", path)
+    if suffix in tables.SUFFIXES:
+        _refuse({"array": array}, "a table", path)
+        return "table"
+    of_npz = {"array": array, "labels": labels} if suffix == ".npy" else {}
+    _refuse({"columns": columns, "drop": drop, **of_npz}, suffix, path)
+    return "array"
+
+
+def split(num_examples, test_fraction, seed):
+    """Indices of the training and of the test examples, both in random order.
+
+    Raises:
+        ValueError: where there are too few examples.
+    """
+    if num_examples < _MINIMUM:
+        raise ValueError(
+            f"At least {_MINIMUM} examples are needed, to learn from and to test on. Received: {num_examples}"
+        )
+    order = np.random.default_rng(seed).permutation(num_examples)
+    num_test = min(max(1, round(test_fraction * num_examples)), num_examples - 2)
+    return order[num_test:], order[:num_test]
+
+
+def _refuse(options, what, path):
+    if given := [name for name, value in options.items() if value]:
+        raise ValueError(f"{given[0]!r} doesn't apply to {what}. Received: {path}")
+
+
+def _encode_labels(values):
+    classes, labels = np.unique(np.asarray(values).astype(str), return_inverse=True)
+    if all(c.lstrip("-").isdigit() for c in classes):  # 2 before 10
+        order = np.argsort(classes.astype(int))
+        return np.argsort(order)[labels].astype("int64"), classes[order].tolist()
+    return labels.astype("int64"), classes.tolist()
