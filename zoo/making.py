@@ -39,7 +39,7 @@ def make(recipe_path, folder, data_dir=None, verbose="auto"):
         if loaded.images:
             shown = loaded.test[0][:10]
             rows = {"input": shown, "reconstruction": model.predict(shown, verbose=0)}
-            if hasattr(model, "sample"):
+            if model.prior is not None:
                 rows["sample"] = model.sample(10, seed=0)
             figure = figures.reconstructions(rows)
         figures.save(figure, beside / "preview.png")

@@ -2,14 +2,12 @@
 
 import contextlib
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from kerasae import checks
+from kerasae import checks, writing
 
 # Ten colours told apart by people with any colour vision: Petroff, 2021, "Accessible color
 # sequences for data visualization" (matplotlib's own "petroff10", which came after 3.9).
@@ -81,11 +79,8 @@ def save(figure, path):
     if path.suffix.lower() != ".png":
         raise ValueError(f"`path` must end in .png. Received: {str(path)!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder beside the file, not a temporary file, which only its owner could read once moved.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".figure-") as folder:
-        written = Path(folder, path.name)
-        figure.savefig(written, dpi=_DPI, format="png", transparent=False, facecolor=figure.get_facecolor())
-        os.replace(written, path)
+    with writing.file(path) as beside:
+        figure.savefig(beside, dpi=_DPI, format="png", transparent=False, facecolor=figure.get_facecolor())
     return path
 
 
