@@ -5,16 +5,7 @@ from statistics import NormalDist
 import numpy as np
 
 from kerasae import checks
-from kerasae.figures.drawing import (
-    COLOURS,
-    MARKERS,
-    check_mapping,
-    decoded,
-    latent_name,
-    mosaic,
-    name_width,
-    new_figure,
-)
+from kerasae.figures import drawing
 
 
 def codes_2d(codes, labels=None):
@@ -49,7 +40,7 @@ def codes_2d(codes, labels=None):
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
 
-    check_mapping(codes, "codes", "codes")
+    drawing.check_mapping(codes, "codes", "codes")
     panels = {name: _plane(z, f"codes[{name!r}]") for name, z in codes.items()}
     classes = np.array([])
     if labels is not None:
@@ -61,19 +52,19 @@ def codes_2d(codes, labels=None):
                     f"codes[{name!r}] of shape {np.shape(codes[name])}."
                 )
         classes, class_index = np.unique(labels, return_inverse=True)
-        if len(classes) > len(COLOURS) * len(MARKERS):
+        if len(classes) > len(drawing.COLOURS) * len(drawing.MARKERS):
             raise ValueError(
-                f"`labels` must have at most {len(COLOURS) * len(MARKERS)} distinct classes to "
+                f"`labels` must have at most {len(drawing.COLOURS) * len(drawing.MARKERS)} distinct classes to "
                 f"be told apart. Received {len(classes)}."
             )
 
-    figure = new_figure(4.6 * len(panels) + (0.8 if len(classes) else 0.2), 4.4)
+    figure = drawing.new_figure(4.6 * len(panels) + (0.8 if len(classes) else 0.2), 4.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    colours = np.array(COLOURS)
+    colours = np.array(drawing.COLOURS)
     for ax, (name, (z, axis_names)) in zip(axes, panels.items(), strict=True):
         order = np.random.default_rng(0).permutation(len(z))
         index = np.zeros(len(z), int) if labels is None else class_index
-        for group, marker in enumerate(MARKERS):
+        for group, marker in enumerate(drawing.MARKERS):
             drawn = order[index[order] // len(colours) == group]
             if len(drawn):
                 ax.scatter(
@@ -96,7 +87,7 @@ def codes_2d(codes, labels=None):
         ax.set(title=name, xlabel=axis_names[0], ylabel=axis_names[1])
     if len(classes):
         handles = [
-            Line2D([], [], linestyle="", marker=MARKERS[i // len(colours)],
+            Line2D([], [], linestyle="", marker=drawing.MARKERS[i // len(colours)],
                    color=colours[i % len(colours)], label=str(label))
             for i, label in enumerate(classes)
         ]  # fmt: skip
@@ -171,8 +162,8 @@ def latent_grid(decode, n=15, quantiles=(0.05, 0.95), ax=None):
     grid = np.array([NormalDist().inv_cdf(u) for u in np.linspace(low, high, n)], "float32")
     # Rows are drawn from the top, so the first row has the largest z_2.
     z_2, z_1 = np.meshgrid(grid[::-1], grid, indexing="ij")
-    images = decoded(decode, np.stack([z_1.ravel(), z_2.ravel()], axis=1))
-    ax, ys, xs = mosaic(images.reshape(n, n, *images.shape[1:]), ax, margin=0.6)
+    images = drawing.decoded(decode, np.stack([z_1.ravel(), z_2.ravel()], axis=1))
+    ax, ys, xs = drawing.mosaic(images.reshape(n, n, *images.shape[1:]), ax, margin=0.6)
     ticks = np.unique([0, (n - 1) // 2, n - 1])
     ax.set_xticks(xs[ticks], [f"{grid[i]:z.2f}" for i in ticks])
     ax.set_yticks(ys[ticks], [f"{grid[::-1][i]:z.2f}" for i in ticks])
@@ -220,26 +211,18 @@ def traversal(decode, z, values=None, latents=None, ax=None):
     if values.shape[:-1] not in {(), z.shape}:
         raise ValueError(f"`values` must have shape (steps,) or ({len(z)}, steps). Received: {values.shape}.")
     shared = values.ndim == 1
-    latents = np.arange(len(z)) if latents is None else np.asarray(latents)
-    if (
-        latents.ndim != 1
-        or latents.dtype.kind not in "iu"
-        or not len(latents)
-        or not ((0 <= latents) & (latents < len(z))).all()
-    ):
-        raise ValueError(f"`latents` must be whole numbers from 0 to {len(z) - 1}. Received: {latents!r:.80}.")
+    latents = drawing.check_numbers(np.arange(len(z)) if latents is None else latents, "latents", len(z))
     values = np.broadcast_to(values, (len(z), values.shape[-1]))[latents]
     codes = np.tile(z, (*values.shape, 1))  # (rows, steps, latent_dim)
     codes[np.arange(len(latents)), :, latents] = values
-    images = decoded(decode, codes.reshape(-1, len(z)))
-    names = [latent_name(i) for i in latents]
+    images = drawing.decoded(decode, codes.reshape(-1, len(z)))
+    names = [drawing.latent_name(i) for i in latents]
     if not shared:
         names = [f"{name}: {row[0]:.2g} to {row[-1]:.2g}" for name, row in zip(names, values, strict=True)]
     caption = "value of the latent" + (" (standard deviations of the prior)" if of_prior else "")
     grid = images.reshape(*values.shape, *images.shape[1:])
-    ax, ys, xs = mosaic(grid, ax, (name_width(names), 0.6), caption if shared else "")
-    ax.set_yticks(ys, names)
-    ax.tick_params(axis="y", length=0)
+    ax, ys, xs = drawing.mosaic(grid, ax, (drawing.name_width(names), 0.6), caption if shared else "")
+    drawing.name_rows(ax, ys, names)
     if shared:
         ticks = np.unique([0, (len(xs) - 1) // 2, len(xs) - 1])
         ax.set_xticks(xs[ticks], [f"{values[0, i]:.2g}" for i in ticks])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kerasae import checks
-from kerasae.figures.drawing import COLOURS, check_mapping, line_style, new_figure
+from kerasae.figures.drawing import COLOURS, check_mapping, line_style, new_figure, one_axes
 
 
 def training_curves(history, unit="nats"):
@@ -104,8 +104,7 @@ def error_histograms(
         # Rounding must not leave the extremes outside.
         edges = np.exp(edges)
         edges[0], edges[-1] = both.min(), both.max()
-    if ax is None:
-        ax = new_figure(6.4, 3.8).add_subplot()
+    ax = one_axes(ax, 6.4, 3.8)
     for (name, errors), colour, hatch in zip(groups.items(), (COLOURS[0], COLOURS[6]), (None, "///"), strict=False):
         label = f"{name} ({len(errors):,})"
         if threshold is not None:
@@ -144,8 +143,7 @@ def rate_distortion(curves, ax=None):
     [0.2, 0.5]
     """
     check_mapping(curves, "curves", "(bits_per_pixel, psnr)")
-    if ax is None:
-        ax = new_figure(5.6, 4.2).add_subplot()
+    ax = one_axes(ax, 5.6, 4.2)
     for i, (name, curve) in enumerate(curves.items()):
         try:
             rate, quality = (np.atleast_1d(values).astype("float64") for values in curve)
@@ -190,8 +188,7 @@ def singular_values(values, ax=None):
         Rifai et al., 2011, figure 3.
     """
     check_mapping(values, "values", "singular values")
-    if ax is None:
-        ax = new_figure(5.6, 3.8).add_subplot()
+    ax = one_axes(ax, 5.6, 3.8)
     for i, (name, of_model) in enumerate(values.items()):
         of_model = checks.array(of_model, (None,), name=f"values[{name!r}]").astype("float64")
         if of_model.min() < 0:

@@ -91,6 +91,11 @@ def new_figure(width, height, layout="constrained"):
     return Figure(figsize=(width, height), layout=layout)
 
 
+def one_axes(ax, width, height):
+    """The axes that a caller gave, or that of a new figure of so many inches."""
+    return new_figure(width, height).add_subplot() if ax is None else ax
+
+
 def mosaic(grid, ax, margin=0.1, caption=""):
     """Draws images of shape `(rows, columns, h, w, 4)` as one picture.
 
@@ -128,6 +133,12 @@ def as_grid(images, columns):
     columns = min(checks.positive_int(columns, "columns"), len(images))
     blank = np.zeros((-len(images) % columns, *images.shape[1:]), images.dtype)
     return np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
+
+
+def name_rows(ax, centres, names):
+    """Names the rows of a mosaic, at its left."""
+    ax.set_yticks(centres, names)
+    ax.tick_params(axis="y", length=0)
 
 
 def name_width(names):
@@ -216,6 +227,15 @@ def flat_codes(codes, name="codes"):
     if codes.ndim < 2:
         raise ValueError(f"`{name}` must have the batch first and a rank of at least 2. Received shape: {codes.shape}.")
     return codes.reshape(len(codes), -1)
+
+
+def check_numbers(numbers, name, size):
+    """Returns an array of numbers of units or latents; raises unless each is one of `size`, counted from 0."""
+    numbers = np.asarray(numbers)
+    whole = numbers.ndim == 1 and numbers.dtype.kind in "iu" and len(numbers) > 0
+    if not whole or numbers.min() < 0 or numbers.max() >= size:
+        raise ValueError(f"`{name}` must be whole numbers from 0 to {size - 1}. Received: {numbers!r:.80}.")
+    return numbers
 
 
 def check_as_many(values, codes, name):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kerasae import checks, metrics
-from kerasae.figures.drawing import as_grid, check_mapping, decoded, draw_signed, mosaic, name_width, rgba
+from kerasae.figures.drawing import as_grid, check_mapping, decoded, draw_signed, mosaic, name_rows, name_width, rgba
 
 
 def reconstructions(rows, num_images=10, ax=None):
@@ -43,8 +43,7 @@ def reconstructions(rows, num_images=10, ax=None):
         raise ValueError(f"Every row must hold as many images, of the same size. Received (n, h, w): {shapes}.")
     shown = np.stack([rgba(np.atleast_1d(row)[:num_images], f"rows[{name!r}]") for name, row in rows.items()])
     ax, centres, _ = mosaic(shown, ax, (name_width(rows), 0.1))
-    ax.set_yticks(centres, list(rows))
-    ax.tick_params(axis="y", length=0)
+    name_rows(ax, centres, list(rows))
     return ax.figure
 
 

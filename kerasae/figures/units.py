@@ -5,16 +5,7 @@ import math
 import numpy as np
 
 from kerasae import checks, metrics
-from kerasae.figures.drawing import (
-    COLOURS,
-    check_as_many,
-    flat_codes,
-    latent_name,
-    mosaic,
-    name_width,
-    new_figure,
-    rgba,
-)
+from kerasae.figures import drawing
 
 
 def code_activations(codes, images=None, num_images=6):
@@ -43,11 +34,11 @@ def code_activations(codes, images=None, num_images=6):
     Reference:
         Makhzani and Frey, 2013, section 2.1, for codes with k units active.
     """
-    codes = flat_codes(codes)
+    codes = drawing.flat_codes(codes)
     shown = codes[: checks.positive_int(num_images, "num_images")]
     if images is not None:
-        images = check_as_many(rgba(images, "images"), codes, "images")
-    figure = new_figure(8, 0.4 + 1.1 * len(shown))
+        images = drawing.check_as_many(drawing.rgba(images, "images"), codes, "images")
+    figure = drawing.new_figure(8, 0.4 + 1.1 * len(shown))
     ratios = {"width_ratios": (1, 7)} if images is not None else {}
     axes = figure.subplots(len(shown), 1 + (images is not None), squeeze=False, gridspec_kw=ratios)
     low, high = min(shown.min(), 0), max(shown.max(), 0)
@@ -58,7 +49,7 @@ def code_activations(codes, images=None, num_images=6):
             row[0].set_axis_off()
         ax = row[-1]
         active = np.flatnonzero(code)
-        ax.vlines(active, 0, code[active], colors=COLOURS[0], linewidths=1.5)
+        ax.vlines(active, 0, code[active], colors=drawing.COLOURS[0], linewidths=1.5)
         ax.axhline(0, color=ax.xaxis.label.get_color(), linewidth=0.5)
         ax.set(xlim=(-1, len(code)), ylim=(low - margin, high + margin), ylabel="activation")
         ax.set_title(f"{len(active)} of {len(code)} units active", fontsize="small")
@@ -100,23 +91,16 @@ def top_images(codes, images, labels=None, num_units=10, num_images=10, units=No
     Reference:
         Erhan et al., 2009, section 2, "maximizing the activation" over the data's own examples.
     """
-    codes = flat_codes(codes)
-    images = check_as_many(rgba(images, "images"), codes, "images")
+    codes = drawing.flat_codes(codes)
+    images = drawing.check_as_many(drawing.rgba(images, "images"), codes, "images")
     if labels is not None:
-        labels = check_as_many(np.asarray(labels), codes, "labels")
+        labels = drawing.check_as_many(np.asarray(labels), codes, "labels")
         classes = np.unique(labels)
     num_images = checks.positive_int(num_images, "num_images")
     if units is None:
         num_units = checks.positive_int(num_units, "num_units")
         units = np.argsort(-codes.var(axis=0), kind="stable")[:num_units]
-    units = np.asarray(units)
-    if (
-        units.ndim != 1
-        or units.dtype.kind not in "iu"
-        or not len(units)
-        or not ((0 <= units) & (units < codes.shape[1])).all()
-    ):
-        raise ValueError(f"`units` must be whole numbers from 0 to {codes.shape[1] - 1}. Received: {units!r:.80}.")
+    units = drawing.check_numbers(units, "units", codes.shape[1])
 
     rows = []
     for unit in units:
@@ -136,9 +120,8 @@ def top_images(codes, images, labels=None, num_units=10, num_images=10, units=No
     for row, (_, _, top) in zip(grid, rows, strict=True):
         row[: len(top)] = images[top]
     names = [name for _, name, _ in rows]
-    ax, ys, _ = mosaic(grid, ax, (name_width(names), 0.3), caption="images, by falling response")
-    ax.set_yticks(ys, names)
-    ax.tick_params(axis="y", length=0)
+    ax, ys, _ = drawing.mosaic(grid, ax, (drawing.name_width(names), 0.3), caption="images, by falling response")
+    drawing.name_rows(ax, ys, names)
     return ax.figure
 
 
@@ -171,8 +154,8 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
     Reference:
         Burda, Grosse and Salakhutdinov, 2016, section 5.2.
     """
-    z_mean = flat_codes(z_mean, "z_mean").astype("float64")
-    z_log_var = flat_codes(z_log_var, "z_log_var").astype("float64")
+    z_mean = drawing.flat_codes(z_mean, "z_mean").astype("float64")
+    z_log_var = drawing.flat_codes(z_log_var, "z_log_var").astype("float64")
     if z_log_var.shape not in {z_mean.shape, (len(z_mean), 1)}:
         raise ValueError(
             f"`z_log_var` must have the shape of `z_mean`, {z_mean.shape}, or ({len(z_mean)}, 1). "
@@ -184,7 +167,7 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
         kl,
         _variance(z_mean) > threshold,
         "latent",
-        latent_name,
+        drawing.latent_name,
         f"variance of $\\mu$ > {threshold:g}",
         "collapsed",
         ax,
@@ -219,7 +202,7 @@ def unit_variance(codes, threshold=0.01, ax=None):
     Reference:
         Burda, Grosse and Salakhutdinov, 2016, section 5.2.
     """
-    codes = flat_codes(codes).astype("float64")
+    codes = drawing.flat_codes(codes).astype("float64")
     num_active, variance = metrics.active_units(codes, threshold), _variance(codes)
     ax = _unit_bars(variance, variance > threshold, "unit", str, f"variance > {threshold:g}", "dead", ax)
     if variance.any():
@@ -239,11 +222,10 @@ def _variance(codes):
 def _unit_bars(values, active, unit, name, criterion, inactive, ax):
     """A bar a unit, largest first, active units told from others by colour and hatch."""
     order = np.argsort(-values, kind="stable")
-    if ax is None:
-        ax = new_figure(np.clip(2 + 0.28 * len(values), 5, 10), 3.8).add_subplot()
+    ax = drawing.one_axes(ax, np.clip(2 + 0.28 * len(values), 5, 10), 3.8)
     for group, colour, hatch, label in (
-        (active, COLOURS[0], None, f"active ({criterion})"),
-        (~active, COLOURS[6], "///", inactive),
+        (active, drawing.COLOURS[0], None, f"active ({criterion})"),
+        (~active, drawing.COLOURS[6], "///", inactive),
     ):
         ranks = np.flatnonzero(group[order])
         if len(ranks):
