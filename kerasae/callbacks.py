@@ -119,30 +119,25 @@ class Pictures(keras.callbacks.Callback):
     def _draw(self, epoch):
         """`{name: matplotlib.figure.Figure}` of the model in its present state."""
         model, drawn = self.model, {}
-        is_variational = len(model.code_names) > 1
-        if is_variational:
-            z_mean, z_log_var = model.encoder.predict(self.x, verbose=0)
-            codes = z_mean
-        else:
-            codes = model.encode(self.x)
+        codes = model.encode(self.x)
         units = codes.reshape(len(codes), -1)
         if self._has_images:
-            if getattr(model, "corruption", None) is not None:
+            if model.corruption is not None:
                 drawn["reconstructions"] = figures.denoising(model, self.x, num_images=self.num_images)
             else:
                 shown = slice(self.num_images)
                 rows = {"input": self.x[shown], "reconstruction": model.decode(codes[shown])}
                 drawn["reconstructions"] = figures.reconstructions(rows, self.num_images)
-            if hasattr(model, "sample"):
+            if model.prior is not None:
                 samples = model.sample(self.num_images**2, seed=0)
                 drawn["samples"] = figures.samples(samples, columns=self.num_images)
         if units.shape[1] >= 2:
             drawn["codes"] = figures.codes_2d({f"epoch {epoch + 1}": units}, self.labels)
-        threshold = 0.01 if model.active_threshold is None else model.active_threshold
-        if is_variational:
-            drawn["units"] = figures.unit_kl(z_mean, z_log_var, threshold)
+        if model.posterior is not None:
+            parameters = model.encoder.predict(self.x, verbose=0)
+            drawn["units"] = figures.unit_kl(*parameters, model.active_variance)
         else:
-            drawn["units"] = figures.unit_variance(units, threshold)
+            drawn["units"] = figures.unit_variance(units, model.active_variance)
         return drawn
 
     def _write_summary(self, name, png, epoch):

@@ -868,3 +868,39 @@ def test_examples_that_cant_be_made_up_are_asked_for(tmp_path):
     manifest = export(model, tmp_path / "bundle", x=np.random.default_rng(6).standard_normal((2, 5, 2)))
     assert manifest["parts"][0]["outputs"][0]["shape"] == ["batch", "z_1", 2]
     assert run_onnx(tmp_path / "bundle/autoencoder.onnx", np.zeros((2, 11, 2), "float32"))[0].shape == (2, 11, 2)
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithThirdTerm(VariationalAutoencoder):
+    """A variational autoencoder that keeps its codes short besides: training's business, not the score's."""
+
+    term_names = ("reconstruction_loss", "kl_loss", "length_loss")
+
+    def terms(self, x, outputs):
+        return {**super().terms(x, outputs), "length_loss": keras.ops.sum(keras.ops.square(outputs["z"]), axis=1)}
+
+
+def test_a_variational_model_with_a_third_term_is_exported(tmp_path):
+    plain = build("variational-bernoulli")
+    model = WithThirdTerm(plain.encoder, plain.decoder)
+    manifest = export(model, tmp_path / "bundle")
+    assert manifest["parity"]["max_relative_difference"] <= 1e-5
+    x = np.random.default_rng(1).random((4, *SHAPE), dtype="float32")
+    np.testing.assert_allclose(run_onnx(tmp_path / "bundle/score.onnx", x)[0], numpy_score(model, x), rtol=1e-5)
+
+
+def test_a_decoder_with_a_condition_is_exported_with_a_port_for_it(tmp_path):
+    image, label = keras.Input(SHAPE, name="image"), keras.Input((4,), name="label")
+    hidden = layers.Concatenate()([layers.Flatten()(image), label])
+    encoder = keras.Model([image, label], [layers.Dense(3)(hidden), layers.Dense(3)(hidden)])
+    z, again = keras.Input((3,), name="z"), keras.Input((4,), name="label")
+    flat = layers.Dense(int(np.prod(SHAPE)), "sigmoid")(layers.Concatenate()([z, again]))
+    model = perturb(VariationalAutoencoder(encoder, keras.Model([z, again], layers.Reshape(SHAPE)(flat))))
+    manifest = export(model, tmp_path / "bundle")
+    inputs = {part["name"]: [port["name"] for port in part["inputs"]] for part in manifest["parts"]}
+    assert inputs["decoder"] == ["z", "label"]
+    assert inputs["sample"] == ["noise", "label"]
+    assert inputs["autoencoder"] == inputs["score"] == ["x", "label"]
+    codes, labels = np.random.default_rng(0).random((5, 3), "float32"), np.eye(5, 4, dtype="float32")
+    (images,) = run_onnx(tmp_path / "bundle/decoder.onnx", codes, labels)
+    np.testing.assert_allclose(images, model.decode(codes, condition=labels), atol=1e-5)
