@@ -21,7 +21,8 @@ def readme(manifest):
     if "onnx" in manifest["formats"]:
         sections.append(_onnx(manifest, ports, codes))
     if "saved_model" in manifest["formats"]:
-        sections.append(_tensorflow(ports, codes, "sample" in parts))
+        conditions = [port["name"] for port in parts["decoder"]["inputs"][1:]]
+        sections.append(_tensorflow(ports, codes, conditions, "sample" in parts))
     if "litert" in manifest["formats"]:
         sections.append(
             "## LiteRT\n\n`pip install numpy ai-edge-litert`\n\n```python\n"
@@ -126,13 +127,15 @@ def _onnx(manifest, ports, codes):
     )
 
 
-def _tensorflow(ports, codes, can_sample):
+def _tensorflow(ports, codes, conditions, can_sample):
     feed = "x=tf.constant(x)" if len(ports) == 1 else "**inputs"
     tensors = "" if len(ports) == 1 else "inputs = {name: tf.constant(value) for name, value in inputs.items()}\n"
     sample = ""
+    given = "".join(f', {name}=inputs["{name}"]' for name in conditions)
     if can_sample:
+        beside = f", with {', '.join(conditions)} besides, one per sample" if conditions else ""
         sample = (
-            "To draw new examples, the same for the same seed: "
+            f"New examples; the same seed gives the same ones{beside}: "
             '`model.signatures["sample_from_seed"](num_samples=tf.constant(16), seed=tf.constant([0, 0]))`.\n\n'
         )
     return (
@@ -141,7 +144,7 @@ def _tensorflow(ports, codes, can_sample):
         'model = tf.saved_model.load("saved_model")\n'
         f"{_arrays(ports)}\n{tensors}"
         f'codes = model.signatures["encode"]({feed})\n'
-        f'reconstruction = model.signatures["decode"](z=codes["{codes[0]}"])["reconstruction"]\n'
+        f'reconstruction = model.signatures["decode"](z=codes["{codes[0]}"]{given})["reconstruction"]\n'
         f'score = model.signatures["score"]({feed})["score"]\n'
         "print(reconstruction.shape)\n```\n\n"
         '`model.signatures["reconstruct"]` is the encoder followed by the decoder.\n\n'

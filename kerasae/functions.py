@@ -84,9 +84,10 @@ def of_model(model):
     encoder, decoder = model.encoder, model.decoder
 
     def port(name, tensor, meaning, value_range=None):
-        return Port(name, (tensor.shape[0], *tensor.shape[1:]), tensor.dtype, value_range, meaning)
+        return Port(name, tuple(tensor.shape), tensor.dtype, value_range, meaning)
 
-    x = port("x", encoder.inputs[0], "examples", model.likelihood.support)
+    takes = (0, 255) if encoder.inputs[0].dtype == "uint8" else model.likelihood.support
+    x = port("x", encoder.inputs[0], "examples", takes)
     side = tuple(port(tensor.name, tensor, "side information about x") for tensor in encoder.inputs[1:])
     codes = tuple(
         port(name, output, _MEANINGS.get(name, "a code of x"))
