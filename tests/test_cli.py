@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
+from kerasae import files
 from kerasae.cli.app import cli
-from kerasae.runs import recipes
+from kerasae.runs import examples, recipes
 
 
 def run(*arguments, cwd, **kwargs):
@@ -326,6 +327,35 @@ def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, mess
     )
     assert result.returncode in (1, 2)
     assert message in result.stderr
+
+
+RECIPE = """
+family = "variational"
+description = "A table."
+measure = []
+[data]
+path = "table.csv"
+[model]
+latent_dim = 2
+hidden_units = [8]
+[training]
+epochs = 1
+"""
+
+
+def test_what_the_likelihood_takes_decides_how_a_table_is_scaled(tmp_path):
+    values = write_table(tmp_path / "table.csv", ["a", "b", "c"])
+    (tmp_path / "bernoulli.toml").write_text(RECIPE)  # the default of the family
+    call("train", tmp_path / "bernoulli.toml", "--folder", tmp_path / "run")
+    preparation = json.loads((tmp_path / "run" / "data.json").read_text())["preparation"]
+    train = values[files.split(60, 0.1, 0)[0]]
+    assert preparation["scaling"] == "minmax"
+    np.testing.assert_allclose(preparation["offset"], train.min(axis=0))
+    np.testing.assert_allclose(preparation["scale"], np.ptp(train, axis=0))
+    (tmp_path / "gaussian.toml").write_text(RECIPE.replace("[model]", '[model]\nlikelihood = "gaussian"'))
+    loaded = examples.load(recipes.read(tmp_path / "gaussian.toml"))
+    assert loaded.preparation.scaling == "standard"
+    np.testing.assert_allclose(loaded.train[0].std(axis=0), 1, rtol=1e-5)
 
 
 class Stop(keras.callbacks.Callback):

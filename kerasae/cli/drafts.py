@@ -60,9 +60,14 @@ def draft(what, recipe, data, settings, options):
     return changes, draft
 
 
+def leaves_likelihood_open(recipe):
+    """Whether the family would choose another likelihood for real numbers, and nobody has chosen one."""
+    return FAMILIES[recipe.family].for_real_values(recipe.model) != recipe.model
+
+
 def completed(changes, loaded, all_open):
     """The `Recipe` of a draft, with what it leaves open decided by the data; `all_open` where no recipe file decides anything."""
-    from kerasae.runs import measures, recipes, training
+    from kerasae.runs import measures, recipes
 
     x_train, num_train = loaded.train[0], len(loaded.train[0])
     if all_open:
@@ -84,7 +89,7 @@ def completed(changes, loaded, all_open):
                 _logger.info("The data leave [0, 1]: %s.", chosen)
             changes["model"] = options
     if "measure" not in changes:
-        model = training.build(validated({**changes, "measure": []}), x_train.shape[1:], num_train)
+        model = recipes.build(validated({**changes, "measure": []}), x_train.shape[1:], num_train)
         classes = 0 if loaded.train[1] is None else len(set(loaded.train[1].tolist()))
         measured = measures.default_measurements(model, loaded.test[0], num_train, classes)
         changes["measure"] = [m.model_dump(exclude_none=True) for m in measured]

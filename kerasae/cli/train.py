@@ -160,7 +160,8 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
         except ValueError as error:
             raise (click.UsageError(str(error)) if recipe is None or settings else error) from error
         with opening.dataset_errors(data):
-            loaded = examples.load(draft, data_dir)
+            likelihood_is_open = recipe is None and drafts.leaves_likelihood_open(draft)
+            loaded = examples.load(draft, data_dir, False if likelihood_is_open else None)
         recipe = drafts.completed(changes, loaded, all_open=recipe is None)
     facts = loaded.facts
     say = _logger.debug if local_worker else _logger.info  # the process that started it has said so

@@ -167,7 +167,7 @@ def sample(model, out, num, seed, overwrite, as_json):
     shared.check_out(out, (*shared.TABLE_SUFFIXES, ".png"), overwrite)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
-        if not hasattr(opened.model, "sample"):
+        if opened.model.prior is None:
             raise ValueError(
                 f"{opened.title} can't make new examples: only variational autoencoders are trained to. (kerasae train variational)"
             )

@@ -29,12 +29,13 @@ def is_image(shape):
     return len(shape) == 3 and shape[-1] in (1, 3)
 
 
-def load(recipe, data_dir=None):
+def load(recipe, data_dir=None, unit_interval=None):
     """Loads the recipe's data.
 
     Args:
         recipe: `Recipe`.
         data_dir: as in `kerasae.data.load`.
+        unit_interval: whether `scaling = "auto"` brings a table into [0, 1]. Default: where the model's likelihood takes nothing else.
 
     Returns:
         `Dataset`.
@@ -42,6 +43,7 @@ def load(recipe, data_dir=None):
     from kerasae import checks
     from kerasae.data import datasets, files
     from kerasae.data.preparation import Preparation
+    from kerasae.runs import recipes
 
     source = recipe.data
     if source.name is not None:
@@ -61,8 +63,10 @@ def load(recipe, data_dir=None):
         )
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
-        unit_interval = "binary_crossentropy" in recipe.model.values() or "bernoulli" in recipe.model.values()
-        preparation = Preparation.fit(read, indices[0], source.scaling, unit_interval)
+        if unit_interval is None and values.ndim == 2 and source.scaling == "auto":
+            model = recipes.build(recipe, values.shape[1:], len(indices[0]))
+            unit_interval = model.likelihood.support == (0.0, 1.0)
+        preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval))
         checks.memory(values.shape, "float32", source.path)
         train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
         facts = {"fingerprint": read.fingerprint}

@@ -40,7 +40,7 @@ def _psnr(model, data, corrupted=False):
     x = data["x_test"]
     shown = x
     if corrupted:
-        if getattr(model, "corruption", None) is None:
+        if model.corruption is None:
             raise ValueError("psnr with `corrupted` is for denoising models, which have a corruption of their own.")
         corruption = type(model.corruption).from_config({**model.corruption.get_config(), "seed": 0})
         shown = corruption(x, training=True).numpy()
@@ -219,7 +219,7 @@ def default_measurements(model, x, num_train=0, classes=0):
         names.append(("pca_error", {"num_components": model.code_size}))
     if is_image(x.shape[1:]) and x.min() >= 0 and x.max() <= 1:
         names.append(("psnr", {}))
-    if hasattr(model, "sample"):
+    if model.posterior is not None:
         names.append(("negative_elbo", {}))
     if len(x) > 1:
         names.append(("active_units", {}))

@@ -1,4 +1,4 @@
-"""Recipe files: their schema, reading and checking them, and writing them. No TensorFlow is needed for that.
+"""Recipe files: their schema, reading and checking them, and writing them, which needs no TensorFlow; and the model that one describes.
 
 A recipe names the data, the family and its builder's arguments, how to train, and what to measure under which protocol.
 """
@@ -154,6 +154,31 @@ def check(recipe):
     known = options(recipe.family)
     for option in recipe.model:
         checks.choice(option, f"option of {recipe.family}", known)
+
+
+def build(recipe, input_shape, num_examples):
+    """The recipe's model, compiled, with its weights drawn from its seed.
+
+    Args:
+        recipe: `Recipe`.
+        input_shape: shape of one example.
+        num_examples: number of training examples, for the learning rate's schedule.
+    """
+    import keras
+
+    check(recipe)
+    keras.utils.set_random_seed(recipe.seed)
+    model = builder(recipe.family)(input_shape, **recipe.model, seed=recipe.seed)
+    training = recipe.training
+    learning_rate = training.learning_rate
+    if training.schedule == "cosine":
+        steps = -(-num_examples // training.batch_size) * training.epochs
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    optimizer = keras.optimizers.get({"class_name": training.optimizer, "config": {"learning_rate": learning_rate}})
+    model.compile(
+        optimizer=optimizer, jit_compile=training.jit_compile, steps_per_execution=training.steps_per_execution
+    )
+    return model
 
 
 def split(recipe, x_train):

@@ -55,19 +55,6 @@ class View:
         return can and 0 <= min(self.x.min(), self.x_train.min()) and max(self.x.max(), self.x_train.max()) <= 1
 
     @property
-    def variational(self):
-        return hasattr(self.model, "sample")
-
-    @property
-    def sparse(self):
-        return type(self.model).__name__ in ("KSparseAutoencoder", "SparseAutoencoder")
-
-    @property
-    def unit(self):
-        """Of the loss."""
-        return "nats" if self.variational or self.model.needs_unit_interval else "squared error"
-
-    @property
     def flat(self):
         return self.codes.ndim == 2
 
@@ -86,7 +73,7 @@ FIGURES = {
     "training": Figure(
         "Every logged term by epoch; validation examples have no part in training.",
         lambda v: v.history,
-        lambda v: figures.training_curves(v.history, unit=v.unit),
+        lambda v: figures.training_curves(v.history, unit=v.model.likelihood.unit),
     ),
     "reconstructions": Figure(
         "Test examples, and what the model makes of them.",
@@ -101,7 +88,7 @@ FIGURES = {
     ),
     "denoising": Figure(
         "Test examples, corrupted as in training, and what the model makes of them.",
-        lambda v: v.images and type(v.model).__name__ == "DenoisingAutoencoder",
+        lambda v: v.images and v.model.corruption is not None,
         lambda v: figures.denoising(v.model, v.x[:10]),
     ),
     "codes": Figure(
@@ -116,17 +103,17 @@ FIGURES = {
     ),
     "samples": Figure(
         "New examples: decoded draws from the prior.",
-        lambda v: v.images and v.variational,
+        lambda v: v.images and v.model.prior is not None,
         lambda v: figures.samples(v.model.sample(64, seed=0)),
     ),
     "latent_grid": Figure(
         "What each place of the two-dimensional code decodes to.",
-        lambda v: v.images and v.variational and v.model.code_size == 2,
+        lambda v: v.images and v.model.prior is not None and v.model.code_size == 2,
         lambda v: figures.latent_grid(v.model.decode),
     ),
     "traversal": Figure(
         "One code, with one latent changed at a time over the range that test examples have: the latents that vary most.",
-        lambda v: v.images and v.flat and not v.sparse,
+        lambda v: v.images and v.flat and not v.model.sparse_code,
         lambda v: figures.traversal(
             v.model.decode,
             v.codes.mean(axis=0),
@@ -141,22 +128,22 @@ FIGURES = {
     ),
     "unit_kl": Figure(
         "How much each latent tells of an example, and which have collapsed.",
-        lambda v: v.variational and len(v.x) >= 2,
+        lambda v: v.model.posterior is not None and len(v.x) >= 2,
         lambda v: figures.unit_kl(*v.model.encoder.predict(v.x, verbose=0)),
     ),
     "unit_variance": Figure(
         "How much each unit of the code varies, and which are dead.",
-        lambda v: not v.variational and len(v.x) >= 2,
+        lambda v: v.model.posterior is None and len(v.x) >= 2,
         lambda v: figures.unit_variance(v.codes, v.model.active_variance),
     ),
     "code_activations": Figure(
         "Which units a few test examples activate.",
-        lambda v: v.sparse,
+        lambda v: v.model.sparse_code,
         lambda v: figures.code_activations(v.codes[:6], v.x[:6] if v.images else None),
     ),
     "top_images": Figure(
         "The test examples that a unit responds to most.",
-        lambda v: v.images and v.flat and not v.variational,
+        lambda v: v.images and v.flat and v.model.posterior is None,
         lambda v: figures.top_images(v.codes, v.x, v.labels),
     ),
     "filters": Figure(

@@ -14,31 +14,6 @@ from kerasae.runs.checkpoints import CHECKPOINT
 _logger = logging.getLogger(__name__)
 
 
-def build(recipe, input_shape, num_examples):
-    """The recipe's model, compiled, with its weights drawn from its seed.
-
-    Args:
-        recipe: `Recipe`.
-        input_shape: shape of one example.
-        num_examples: number of training examples, for the learning rate's schedule.
-    """
-    import keras
-
-    recipes.check(recipe)
-    keras.utils.set_random_seed(recipe.seed)
-    model = recipes.builder(recipe.family)(input_shape, **recipe.model, seed=recipe.seed)
-    training = recipe.training
-    learning_rate = training.learning_rate
-    if training.schedule == "cosine":
-        steps = -(-num_examples // training.batch_size) * training.epochs
-        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    optimizer = keras.optimizers.get({"class_name": training.optimizer, "config": {"learning_rate": learning_rate}})
-    model.compile(
-        optimizer=optimizer, jit_compile=training.jit_compile, steps_per_execution=training.steps_per_execution
-    )
-    return model
-
-
 def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None, loaded=None):
     """Trains a recipe's model and fills a folder: recipe, model, history, facts of the data, measures, and what `complete` adds.
 
@@ -114,7 +89,7 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
     x_train, x_validation = recipes.split(recipe, x_train)
     checkpoint = Path(checkpoint)
     with strategy.scope() if strategy is not None else contextlib.nullcontext():
-        model = build(recipe, x_train.shape[1:], len(x_train))
+        model = recipes.build(recipe, x_train.shape[1:], len(x_train))
         model.optimizer.build(model.trainable_variables)
     checkpoints.begin(checkpoint, recipe, fingerprint)
     progress = checkpoints.Progress(checkpoint)
