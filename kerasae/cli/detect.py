@@ -67,14 +67,10 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
             shared.import_keras()
             from kerasae import export
 
-            try:
+            with shared.raised_as(click.UsageError, ValueError):
                 detector.check_options(options)
-            except ValueError as error:
-                raise click.UsageError(str(error)) from error
-            try:
+            with shared.raised_as(click.ClickException, export.ExportError):
                 made = detector.fit(given, folder, options, shared.verbose())
-            except export.ExportError as error:
-                raise click.ClickException(str(error)) from error
             show({"folder": str(folder.resolve()), **made}, _text(folder, made))
         finally:
             with contextlib.suppress(OSError):

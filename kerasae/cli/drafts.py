@@ -16,14 +16,13 @@ _logger = logging.getLogger(__name__)
 def draft(what, recipe, data, settings, options):
     """The recipe that the command line asks for, as far as it is known without the data and TensorFlow: a dict, and a `Recipe`."""
     from kerasae.data import files
+    from kerasae.runs import recipes
 
     if recipe is None:
-        try:
+        with shared.raised_as(click.UsageError, ValueError):
             checks.choice(what, "family", FAMILIES.declared())
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
     reading = shared.reading(options)
-    given = {**{name: value for name, value in options.items() if value not in (None, (), False)}, **reading}
+    given = {name: value for name, value in options.items() if value not in (None, ()) and value is not False} | reading
     changes = (
         recipe.model_dump(exclude_unset=True, mode="json")
         if recipe
@@ -43,21 +42,22 @@ def draft(what, recipe, data, settings, options):
         changes[section] = {**changes[section], **{name: given[name] for name in names if name in given}}
     if "seed" in given:
         changes["seed"] = given["seed"]
-    if "validation" in options and options["validation"] is not None:
-        changes["data"]["validation"] = options["validation"]
     changes["model"].update(map(shared.setting, settings))
     changes.setdefault(
         "description",
         f"kerasae train {changes['family']} on {Path(changes['data'].get('path') or changes['data']['name']).name}",
     )
     draft = {**changes, "training": {"epochs": 1, **changes["training"]}, "measure": changes.get("measure", [])}
-    try:
-        draft = validated(draft)
-    except ValueError as error:
-        raise (click.UsageError(str(error)) if recipe is None or settings else error) from error
+    with shared.raised_as(click.UsageError, *usage_errors(recipe, settings)):
+        draft = recipes.validated(draft)
     if data is None and draft.data.path is not None:
         files.check(draft.data.path)
     return changes, draft
+
+
+def usage_errors(recipe, settings):
+    """Errors of a draft that are the command line's, not the recipe file's."""
+    return (ValueError,) if recipe is None or settings else ()
 
 
 def leaves_likelihood_open(recipe):
@@ -89,19 +89,8 @@ def completed(changes, loaded, all_open):
                 _logger.info("The data leave [0, 1]: %s.", chosen)
             changes["model"] = options
     if "measure" not in changes:
-        model = recipes.build(validated({**changes, "measure": []}), x_train.shape[1:], num_train)
+        model = recipes.build(recipes.validated({**changes, "measure": []}), x_train.shape[1:], num_train)
         classes = 0 if loaded.train[1] is None else len(set(loaded.train[1].tolist()))
         measured = measures.default_measurements(model, loaded.test[0], num_train, classes)
         changes["measure"] = [m.model_dump(exclude_none=True) for m in measured]
-    return validated(changes)
-
-
-def validated(values):
-    import pydantic
-
-    from kerasae.runs import recipes
-
-    try:
-        return recipes.Recipe.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+    return recipes.validated(changes)

@@ -44,7 +44,7 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
             raise click.UsageError(f"--page takes no {', '.join(foreign)}.")
         from kerasae import export
 
-        try:
+        with shared.raised_as(click.ClickException, export.ExportError):
             export.page(
                 opening.open_model(model).model,
                 folder,
@@ -54,8 +54,6 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
                 replace=replace,
                 **options,
             )
-        except export.ExportError as error:
-            raise click.ClickException(str(error)) from error
         click.echo(f"Wrote {folder.resolve()}. Look at it: python -m http.server --directory {folder}")
         return
     export_checked(opening.open_model(model).model, folder, replace=replace, **options)
@@ -66,10 +64,8 @@ def export_checked(model, folder, **options):
     """Exports, and prints the largest difference between Keras and each file, run in a process without Keras."""
     from kerasae import export
 
-    try:
+    with shared.raised_as(click.ClickException, export.ExportError):
         manifest = export.export(model, folder, **options)
-    except export.ExportError as error:
-        raise click.ClickException(str(error)) from error
     largest = {}
     for row in manifest["parity"]["measured"]:
         key = row["part"], row["format"]

@@ -66,7 +66,7 @@ def open_model(name):
             facts = json.loads((run / "data.json").read_text())
     else:
         model = zoo.load(name)
-        recipe = recipes.Recipe.model_validate(zoo.describe(name)["recipe"])
+        recipe = recipes.validated(zoo.describe(name)["recipe"])
     if not isinstance(model, models.Autoencoder):
         raise ValueError(f"{name} holds a {type(model).__name__}, and not an autoencoder of kerasae.")
     model.compile()  # `evaluate` asks for it; nothing is trained

@@ -89,6 +89,15 @@ def reading(options):
 
 
 @contextlib.contextmanager
+def raised_as(kind, *errors):
+    """Raises errors of these classes as `kind`, one of Click's: it is said in one line, and has an exit code."""
+    try:
+        yield
+    except errors as error:
+        raise kind(str(error)) from error
+
+
+@contextlib.contextmanager
 def reporting(as_json):
     """Sends what is printed meanwhile to standard error; gives a function that prints the result."""
     out = sys.stdout

@@ -142,7 +142,7 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
     if what is None:
         if not begun.is_file():
             raise click.ClickException(f"There is no run in {folder} to resume.")
-        recipe = recipes.Recipe.model_validate(json.loads(begun.read_text())["recipe"])
+        recipe = recipes.validated(json.loads(begun.read_text())["recipe"])
         if given := [f"--{n.replace('_', '-')}" for n, v in options.items() if v] + ["--set"] * bool(settings):
             raise click.UsageError(f"--resume goes on as the run was begun: {given[0]} can't be changed.")
     else:
@@ -155,10 +155,8 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
     if what is None:
         loaded = examples.load(recipe, data_dir)
     else:
-        try:
+        with shared.raised_as(click.UsageError, *drafts.usage_errors(recipe, settings)):
             recipes.check(draft)
-        except ValueError as error:
-            raise (click.UsageError(str(error)) if recipe is None or settings else error) from error
         with opening.dataset_errors(data):
             likelihood_is_open = recipe is None and drafts.leaves_likelihood_open(draft)
             loaded = examples.load(draft, data_dir, False if likelihood_is_open else None)
@@ -183,26 +181,17 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
     if workers is not None and workers > 1:
         for i in range(workers):
             checkpoints.begin(processes.checkpoint(folder, i), recipe, fingerprint)
-        command = [
-            "train",
-            "--folder",
-            str(folder),
-            "--resume",
-            "--local-worker",
-            "--wait",
-            str(wait),
-        ]
+        command = ["train", "--folder", str(folder), "--resume", "--local-worker", "--wait", str(wait)]
         command += ["--data-dir", str(data_dir)] if data_dir else []
-        try:
+        with shared.raised_as(click.ClickException, processes.WorkerError):
             processes.run(folder, workers, command)
-        except processes.WorkerError as error:
-            raise click.ClickException(str(error)) from error
-    with _said_how_to_go_on(folder):
+    with _stopping_names_resume(folder):
         training.run(recipe, folder, verbose=shared.verbose(), complete=_complete(recipe), loaded=loaded)
 
 
 @contextlib.contextmanager
-def _said_how_to_go_on(folder):
+def _stopping_names_resume(folder):
+    """Where the run in the folder is stopped by Ctrl-C, names the command that goes on with it."""
     try:
         yield
     except KeyboardInterrupt:

@@ -7,8 +7,16 @@ import click
 from kerasae import writing
 from kerasae.cli import shared
 
+
+def _opened_source(context, parameter, value):
+    from kerasae.zoo import sources
+
+    return sources.source(value)
+
+
 _SOURCE = click.option(
     "--source",
+    callback=_opened_source,
     help='"packaged", a folder, https://…, http://localhost…, or hf://owner/name. Default: $KERASAE_ZOO, or "packaged".',
 )
 
@@ -24,11 +32,10 @@ def zoo():
 @_SOURCE
 def zoo_list(family, dataset, source):
     """The models' ids, each with its first figure."""
-    from kerasae.zoo import list_models, sources
+    from kerasae.zoo import list_models
 
-    origin = sources.source(source)
-    for model_id in list_models(family, dataset, origin):
-        first = origin.index().models[model_id].figure
+    for model_id in list_models(family, dataset, source):
+        first = source.index().models[model_id].figure
         click.echo(f"{model_id:<36}{f'{first.metric} {first.value:.4g} {first.unit}' if first else ''}".rstrip())
 
 
@@ -47,11 +54,10 @@ def zoo_show(model_id, source):
 @_SOURCE
 def zoo_download(model_ids, source):
     """Bring models to this machine, every file checked; prints where they are."""
-    from kerasae.zoo import download, sources
+    from kerasae.zoo import download
 
-    origin = sources.source(source)
     for model_id in model_ids:
-        for name, path in download(model_id, origin).items():
+        for name, path in download(model_id, source).items():
             click.echo(f"{model_id}/{name}\t{path}")
 
 
@@ -60,13 +66,12 @@ def zoo_download(model_ids, source):
 @_SOURCE
 def zoo_verify(model_ids, source):
     """Check every file of MODEL_IDS (default: all) against the index; of a remote source, by downloading it."""
-    from kerasae.zoo import download, list_models, sources
+    from kerasae.zoo import download, list_models
 
-    origin = sources.source(source)
     failed = 0
-    for model_id in model_ids or list_models(source=origin):
+    for model_id in model_ids or list_models(source=source):
         try:
-            download(model_id, origin)
+            download(model_id, source)
             click.echo(f"{model_id:<36}ok")
         except (ValueError, OSError) as error:
             failed += 1

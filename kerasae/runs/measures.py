@@ -5,7 +5,7 @@ from typing import Any
 
 import pydantic
 
-from kerasae import checks
+from kerasae import checks, metrics
 from kerasae.runs.examples import binarized, is_image
 
 
@@ -29,14 +29,10 @@ class Measurement(pydantic.BaseModel, extra="forbid", frozen=True):
 
 
 def _squared_error(model, data):
-    from kerasae import metrics
-
     return metrics.squared_error(data["x_test"], model.predict(data["x_test"], batch_size=1000, verbose=0))
 
 
 def _psnr(model, data, corrupted=False):
-    from kerasae import metrics
-
     x = data["x_test"]
     shown = x
     if corrupted:
@@ -48,8 +44,6 @@ def _psnr(model, data, corrupted=False):
 
 
 def _pca_error(model, data, num_components):
-    from kerasae import metrics
-
     return metrics.pca_error(data["x_train"], data["x_test"], num_components)
 
 
@@ -69,15 +63,11 @@ def _active_units(model, data):
 
 
 def _linear_probe_error(model, data, C=1.0):
-    from kerasae import metrics
-
     z_train, z_test = (model.encode(data[name], batch_size=1000) for name in ("x_train", "x_test"))
     return metrics.linear_probe_error(z_train, data["y_train"], z_test, data["y_test"], C=C)
 
 
 def _knn_error(model, data, num_neighbors=5):
-    from kerasae import metrics
-
     z_train, z_test = (model.encode(data[name], batch_size=1000) for name in ("x_train", "x_test"))
     return 100 * (1 - metrics.knn_accuracy(z_train, data["y_train"], z_test, data["y_test"], num_neighbors))
 

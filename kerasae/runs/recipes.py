@@ -120,16 +120,23 @@ def read(path):
     """
     path = Path(path)
     try:
-        recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
+        recipe = validated(tomllib.loads(path.read_text()))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
-    except pydantic.ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path} is not a recipe: {problems}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a recipe: {error}") from error
     if recipe.data.path is not None:
         own = str((path.parent / Path(recipe.data.path).expanduser()).resolve())
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": own})})
     return recipe
+
+
+def validated(values):
+    """The `Recipe` of a dict; raises `ValueError` where a key is unknown, missing or of the wrong type, which it names."""
+    try:
+        return Recipe.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
 
 
 def options(family):
