@@ -15,7 +15,7 @@ from kerasae.cli import detect, export, quickstart, train, use, zoo
 def cli():
     """Autoencoders for Keras: fit one, get one ready-made, deploy one.
 
-    MODEL is everywhere a zoo id (`kerasae zoo list`), a .keras file, or a folder that `kerasae train` wrote. Results go to standard
+    MODEL is always a zoo id (`kerasae zoo list`), a .keras file, or a folder that `kerasae train` wrote. Results go to standard
     output, progress to standard error. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

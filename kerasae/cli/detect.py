@@ -14,38 +14,42 @@ _logger = logging.getLogger(__name__)
 
 @click.group()
 def detect():
-    """Find what is odd: fit a detector on examples, score others, take it to a server without TensorFlow."""
+    """Find anomalies: fit a detector to examples, score new ones, run it on a server without TensorFlow."""
 
 
 @detect.command("fit")
 @click.argument("data")
-@click.option("--folder", type=shared.PATH, required=True, metavar="DETECTOR", help="Where to.")
+@click.option("--folder", type=shared.PATH, required=True, metavar="DETECTOR", help="Where to write the detector.")
 @click.option(
-    "--anomalies", metavar="DATA", help="Known ones, to see whether they are found; nothing is learned from them."
+    "--anomalies", metavar="DATA", help="Known anomalies, to measure how many are found; nothing is learned from them."
 )
 @click.option(
     "--contamination",
     type=click.FloatRange(min=0, min_open=True, max=0.5),
     metavar="X",
-    help="Share of the training examples to call anomalies. [a threshold that calls about 5 % of new normal ones so]",
+    help="Share of the training examples to call anomalies. [a threshold that flags about 5 % of new normal examples]",
 )
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another option of tasks.AnomalyDetector.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Of weights and the split. [0]")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set another option of tasks.AnomalyDetector."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the weights and the split. [0]"
+)
 @click.option(
     "--test-fraction",
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
     metavar="X",
     default=0.1,
-    help="Held out, to count false alarms on. [0.1]",
+    help="Share to hold out, to count false alarms. [0.1]",
 )
 @shared.reading_options
 @shared.overwrite_option
 @shared.json_option
 def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, overwrite, as_json, **reading):
-    """Fit an anomaly detector on DATA: a folder of images, or an .npy, .npz, .csv, .tsv or .parquet file.
+    """Fit an anomaly detector to DATA: a folder of images, or an .npy, .npz, .csv, .tsv or .parquet file.
 
-    A few odd examples among them do little harm. The folder then holds the detector, how it scores, a report, and `server`, which scores
-    photos and tables on a machine with NumPy, ONNX Runtime and Pillow.
+    A few anomalies among the examples do little harm. The folder then holds the detector, scores of held-out examples, a report, and
+    `server`, which scores photos and tables on a machine that has only NumPy, ONNX Runtime and Pillow.
     """
     from kerasae.data import files
 
@@ -81,14 +85,15 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
 @click.argument("detector", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("data")
 @click.argument("out", type=shared.PATH, required=False)
-@click.option("--array", help="Of an .npz file: which array.")
-@click.option("--skip-unreadable", is_flag=True, help="Leave out images that can't be read.")
+@shared.array_option
+@shared.skip_option
 @shared.overwrite_option
 @shared.json_option
 def score(detector, data, out, overwrite, as_json, **reading):
-    """Score DATA by a folder of `kerasae detect fit`: a line an example, or OUT, a .csv, .parquet, .npy or .npz file.
+    """Score DATA with a detector that `kerasae detect fit` wrote.
 
-    Higher is more normal; below the threshold, an example is called an anomaly. TensorFlow is not needed.
+    Prints one line per example, or writes OUT, a .csv, .parquet, .npy or .npz file. A higher score is more normal; an example with a
+    score below the threshold is called an anomaly. TensorFlow is not needed.
     """
     import numpy as np
 

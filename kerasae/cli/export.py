@@ -13,24 +13,25 @@ _ARRAY = click.Path(exists=True, dir_okay=False)
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "formats", multiple=True, help="saved_model, onnx or litert; again for more. Default: the first two."
+    "--format", "formats", multiple=True, help="saved_model, onnx or litert; repeat for more. Default: the first two."
 )
-@click.option("--opset", type=int, help="Of ONNX. Default: 21.")
-@click.option("--image-input", help='"uint8": images of 0 to 255 in, scaled inside.')
-@click.option("--batch-size", type=int, help="A fixed one. Default: any.")
-@click.option("--variant", "variants", multiple=True, help="float16, int8_dynamic or int8_static; again for more.")
-@click.option("--calibration", type=_ARRAY, help=".npy file of examples on which int8_static measures ranges.")
+@click.option("--opset", type=int, help="ONNX opset. Default: 21.")
+@click.option("--image-input", help='"uint8": take images of 0 to 255, and scale them inside.')
+@click.option("--batch-size", type=int, help="Export for this batch size alone. Default: any size.")
+@click.option("--variant", "variants", multiple=True, help="float16, int8_dynamic or int8_static; repeat for more.")
+@click.option("--calibration", type=_ARRAY, help=".npy file of examples from which int8_static takes its ranges.")
 @click.option(
     "--examples", "x", type=_ARRAY, help=".npy file of real examples for the check, the scores and the codes."
 )
-@click.option(
-    "--page", is_flag=True, help="Write a web page instead, on which one draws; any web server can host FOLDER."
-)
-@click.option("--denoiser", help="With --page: another model, a zoo id or a .keras file, that denoises.")
-@click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: npm fetches it.")
-@click.option("--replace", is_flag=True, help="Replace what is in FOLDER already.")
+@click.option("--page", is_flag=True, help="Write a web page to draw on instead; any web server can host FOLDER.")
+@click.option("--denoiser", help="With --page: another model that denoises, a zoo id or a .keras file.")
+@click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: fetched by npm.")
+@click.option("--replace", is_flag=True, help="Replace what is in FOLDER.")
 def export_command(model, folder, page, denoiser, runtime, replace, **options):
-    """Export MODEL (zoo id, .keras file, folder of `kerasae train`) to FOLDER as SavedModel and ONNX, proved to compute the same."""
+    """Export MODEL to FOLDER as SavedModel and ONNX, and check that the files compute what the model computes.
+
+    MODEL is a zoo id, a .keras file, or a folder that `kerasae train` wrote.
+    """
     options = {name: value for name, value in options.items() if value is not None and value != ()}
     for name, given in (("--denoiser", denoiser), ("--runtime", runtime)):
         if given and not page:
@@ -79,20 +80,18 @@ def export_checked(model, folder, **options):
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=shared.PATH)
-@click.option("--part", default="encoder", show_default=True, help="Of the bundle.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one a core.")
+@click.option("--part", default="encoder", show_default=True, help="Which part of the bundle to run.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option(
-    "--column", help="Of the Parquet files: the one with the examples. Default: x, as the part's input is called."
-)
-@click.option("--keep", multiple=True, help='A column to carry over, or "all"; again for more. Default: id.')
-@click.option("--scheduler", help="Address of a Dask scheduler. Default: this machine.")
+@click.option("--column", help="The Parquet column with the examples. Default: x, the name of the part's input.")
+@click.option("--keep", multiple=True, help='A column to copy to the output, or "all"; repeat for more. Default: id.')
+@click.option("--scheduler", help="Address of a Dask scheduler. Default: run on this machine.")
 @shared.overwrite_option
 @shared.json_option
 def bulk(bundle, inputs, output, as_json, **options):
-    """Run an exported BUNDLE over many Parquet files, by Dask; Parquet files go to the folder OUTPUT.
+    """Run an exported BUNDLE over many Parquet files with Dask, and write Parquet files to the folder OUTPUT.
 
-    Call again to go on with what was stopped. Needs `pip install 'kerasae[bulk]'`, and no TensorFlow.
+    Call it again to continue a run that was stopped. Needs `pip install 'kerasae[bulk]'`, but no TensorFlow.
     """
     with shared.reporting(as_json) as show:
         from kerasae.export import bulk as engine

@@ -17,13 +17,19 @@ _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_d
 @click.option(
     "--dataset", default="digits", show_default=True, help='"digits" needs no download; or mnist, fashion_mnist, …'
 )
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("kerasae-quickstart"), show_default=True)
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("kerasae-quickstart"),
+    show_default=True,
+    help="Where to write.",
+)
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Epochs of each model. Default: 40 for digits, 10 for the others."
 )
 @shared.data_dir_option
 def quickstart(dataset, folder, epochs, data_dir):
-    """The whole road once: fit, evaluate, look, save, export, run without Keras."""
+    """Go the whole way once: fit, evaluate, draw, save, export, and run without Keras."""
     writing.writable(folder, "--folder")
     shared.import_keras()
     import keras

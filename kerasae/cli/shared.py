@@ -34,50 +34,54 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not numbers such as {self.separator.join(('64', '32'))}", param, ctx)
 
 
+def options(*decorators):
+    """Several of Click's decorators as one."""
+    return lambda command: functools.reduce(lambda made, decorator: decorator(made), reversed(decorators), command)
+
+
 TABLE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")  # that numbers are written to
 PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 data_dir_option = click.option(
-    "--data-dir", type=PATH, metavar="DIR", help="Prepared tensorflow-datasets. [$TFDS_DATA_DIR]"
+    "--data-dir", type=PATH, metavar="DIR", help="Folder of prepared tensorflow-datasets. [$TFDS_DATA_DIR]"
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
-_source_options = (
+array_option = click.option("--array", metavar="NAME", help="Which array of an .npz file.")
+skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out images that can't be read.")
+_labels_option = click.option(
+    "--labels", metavar="NAME", help="Where the classes are: a column or an .npz file's array."
+)
+# How DATA is read for a model that there is: keywords that `opening.examples_of` takes.
+source_options = options(
     click.option(
-        "--split", type=click.Choice(["train", "test"]), default="test", show_default=True, help="Of a dataset by name."
+        "--split",
+        type=click.Choice(["train", "test"]),
+        default="test",
+        show_default=True,
+        help="Which part of a dataset by name.",
     ),
-    click.option("--array", help="Of an .npz file: which array."),
-    click.option("--labels", help="Classes: a table's column, or an .npz file's array."),
-    click.option("--skip-unreadable", is_flag=True, help="Leave out images that can't be read."),
+    array_option,
+    _labels_option,
+    skip_option,
     data_dir_option,
 )
-
-
-_reading_options = (
-    click.option("--image-size", type=Numbers("HxW", "x"), help="64 or 48x64: images are scaled and cropped to it."),
-    click.option("--color", type=click.Choice(["grey", "rgb"]), help="Of images. [grey if all are]"),
-    click.option("--skip-unreadable", is_flag=True, help="Leave out images that can't be read."),
-    click.option("--columns", metavar="A,B", help="Of a table: only these."),
-    click.option("--drop", multiple=True, metavar="COLUMN", help="Of a table: not this one; again for more."),
-    click.option("--array", metavar="NAME", help="Of an .npz file: which array."),
-    click.option("--labels", metavar="NAME", help="Classes: a table's column, an .npz file's array."),
+# How DATA is read that something is fitted to: keywords that `reading` takes.
+reading_options = options(
+    click.option("--image-size", type=Numbers("HxW", "x"), help="Scale and crop images to this size: 64 or 48x64."),
+    click.option("--color", type=click.Choice(["grey", "rgb"]), help="How images are read. [grey if all are grey]"),
+    skip_option,
+    click.option("--columns", metavar="A,B", help="Use only these columns of a table."),
+    click.option("--drop", multiple=True, metavar="COLUMN", help="Leave this column out; repeat for more."),
+    array_option,
+    _labels_option,
 )
 
 
-def source_options(command):
-    """How DATA is to be read for a model that there is: keywords, which `examples_of` takes."""
-    return functools.reduce(lambda made, option: option(made), reversed(_source_options), command)
-
-
-def reading_options(command):
-    """How DATA is to be read that something is fitted to: keywords, which `reading` takes."""
-    return functools.reduce(lambda made, option: option(made), reversed(_reading_options), command)
-
-
-def reading(options):
+def reading(given):
     """The given ones among the keywords of `reading_options`, as `kerasae.data.files.read` wants them."""
     from kerasae.data import files
 
-    given = {name: options[name] for name in files.OPTIONS if options[name]}
+    given = {name: given[name] for name in files.OPTIONS if given[name]}
     if "image_size" in given:
         size = given["image_size"]
         given["image_size"] = size * 2 if len(size) == 1 else size

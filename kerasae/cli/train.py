@@ -25,13 +25,13 @@ def _fraction(**bounds):
     return {"type": click.FloatRange(min=0, min_open=True, **bounds), "metavar": "X"}
 
 
-_HELP = """Train an autoencoder; the folder then holds all there is to know of it.
+_HELP = """Train an autoencoder, and write all there is to know about it to a folder.
 
 \b
 FAMILY is one of
 {families}
 
-Options change a recipe's. Stopped runs go on with --resume.
+Options override a recipe file. --resume continues a run that was stopped.
 """.format(
     families="\n".join(f"  {name:14} {facts['purpose']}" for name, facts in registry.FAMILIES.declared().items())
 )
@@ -42,36 +42,36 @@ Options change a recipe's. Stopped runs go on with --resume.
 @click.option(
     "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv, .tsv or .parquet.', metavar="DATA"
 )
-@click.option(
-    "--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to: weights, recipe, figures, report."
-)
-@click.option("--latent-dim", **_count(1), help="Size of the code. [16, or half the features]")
-@click.option("--hidden-units", type=shared.Numbers("N,N", ","), help="Of each layer, such as 512,256.")
-@click.option("--network", type=click.Choice(registry.NETWORKS.declared()))
+@click.option("--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to write weights, report and all.")
+@click.option("--latent-dim", **_count(1), help="Size of the code. [16, or half the features where that is less]")
+@click.option("--hidden-units", type=shared.Numbers("N,N", ","), help="Units of each hidden layer, such as 512,256.")
+@click.option("--network", type=click.Choice(registry.NETWORKS.declared()), help="Kind of network.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another option of the family's builder.")
-@click.option("--epochs", **_count(1), help="[20 to 400: about 2,000 batches]")
-@click.option("--batch-size", **_count(1), help="Of all workers together. [32; 128 from 10,000 on]")
-@click.option("--learning-rate", **_fraction(), help="[0.001]")
-@click.option("--seed", **_count(0), help="Of weights, noise and the split. [0]")
-@click.option("--validation", **_count(0), help="Training examples held out for the curves. [a tenth]")
-@click.option("--test-fraction", **_fraction(max=1, max_open=True), help="Of own data, held out. [0.1]")
+@click.option("--epochs", **_count(1), help="Passes over the data. [20 to 400: about 2,000 batches]")
+@click.option("--batch-size", **_count(1), help="Of all workers together. [32; 128 from 10,000 examples on]")
+@click.option("--learning-rate", **_fraction(), help="Of the optimiser. [0.001]")
+@click.option("--seed", **_count(0), help="Seed of the weights, the noise and the split. [0]")
+@click.option("--validation", **_count(0), help="Training examples to hold out for the curves. [a tenth]")
+@click.option("--test-fraction", **_fraction(max=1, max_open=True), help="Of your own data, to hold out. [0.1]")
 @shared.reading_options
 @click.option(
     "--scaling",
     metavar="WAY",
     type=click.Choice(["auto", "none", "minmax", "standard"]),
-    help="Of numbers: auto, none, minmax, standard.",
+    help="How numbers are scaled: auto, none, minmax or standard.",
 )
-@click.option("--workers", **_count(1), help="Processes on this machine. (Several machines: TF_CONFIG.)")
+@click.option(
+    "--workers", **_count(1), help="Train in so many processes on this machine. (For several machines, set TF_CONFIG.)"
+)
 @click.option(
     "--wait",
     type=click.FloatRange(min=1),
     metavar="X",
     default=300,
-    help="Seconds for the other workers to come. [300]",
+    help="Seconds to wait for the other workers. [300]",
 )
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped, at its last whole epoch.")
-@click.option("--overwrite", is_flag=True, help="Start again; replaces the run in the folder.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run after its last whole epoch.")
+@click.option("--overwrite", is_flag=True, help="Start again, and replace the run in the folder.")
 @shared.json_option
 @shared.data_dir_option
 @click.option("--local-worker", is_flag=True, hidden=True)

@@ -1,5 +1,6 @@
-"""What `kerasae` does with a model that there is: evaluate, figures, encode, reconstruct, sample."""
+"""What `kerasae` does with a trained model: evaluate, figures, encode, reconstruct, sample."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -11,15 +12,21 @@ from kerasae.cli import opening, shared
 _logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 4096
+_data_option = click.option(
+    "--data", help="A dataset's name, a folder of images, or a file. Default: what was held out in training."
+)
 
 
 @click.command()
 @click.argument("model")
-@click.option("--data", help="A dataset's name, a folder of images, or a file. Default: what was held out in training.")
+@_data_option
 @shared.source_options
 @shared.json_option
 def evaluate(model, data, as_json, **source):
-    """Measure MODEL: a zoo id, a .keras file, or a folder that `kerasae train` wrote."""
+    """Measure MODEL on the examples held out in training, or on --data.
+
+    MODEL is a zoo id, a .keras file, or a folder that `kerasae train` wrote.
+    """
     if data is not None:
         opening.check_data(data, **source)
     with shared.reporting(as_json) as show:
@@ -56,14 +63,17 @@ def _split_of(opened, num_examples):
 
 @click.command("figures")
 @click.argument("model")
-@click.option("--data", help="A dataset's name, a folder of images, or a file. Default: what was held out in training.")
-@click.option("--folder", type=shared.PATH, required=True, help="Where to.")
-@click.option("--dark", is_flag=True, help="White on black.")
+@_data_option
+@click.option("--folder", type=shared.PATH, required=True, help="Where to write them.")
+@click.option("--dark", is_flag=True, help="Draw on a dark background.")
 @shared.source_options
 @shared.overwrite_option
 @shared.json_option
 def figures_command(model, data, folder, dark, overwrite, as_json, **source):
-    """Draw every figure there is of MODEL: a zoo id, a .keras file, or a folder that `kerasae train` wrote."""
+    """Draw every picture that applies to MODEL: codes, samples, filters and more, as PNG files.
+
+    MODEL is a zoo id, a .keras file, or a folder that `kerasae train` wrote.
+    """
     if data is not None:
         opening.check_data(data, **source)
     shared.check_new(folder, overwrite)
@@ -86,31 +96,39 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
         show({"model": model, "figures": paths}, "\n".join(map(str, paths.values())))
 
 
-# -- encode, reconstruct, sample, bulk ---------------------------------------------------------------------------------------------------
+_from_data_to_out = shared.options(
+    click.argument("model"),
+    click.argument("data"),
+    click.argument("out", type=shared.PATH),
+    shared.source_options,
+    shared.overwrite_option,
+    shared.json_option,
+)
 
 
-@click.command()
-@click.argument("model")
-@click.argument("data")
-@click.argument("out", type=shared.PATH)
-@shared.source_options
-@shared.overwrite_option
-@shared.json_option
-def encode(model, data, out, overwrite, as_json, **source):
-    """Write the codes of DATA by MODEL to OUT, an .npy, .npz, .csv or .parquet file.
-
-    DATA is a dataset's name, a folder of images, or an .npy, .npz, .csv or .parquet file; what was done to the training data is done to
-    it. Tables have a column a code, z_1, z_2, …; beside them, as arrays of an .npz file, files' names and labels.
-    """
+@contextlib.contextmanager
+def _opened(model, data, out, overwrite, as_json, **source):
+    """The model and the examples that were named, once all is well: `(show, opened, files, apply)`."""
     shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
     opening.check_data(data, **source)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
+        yield show, opened, *opening.examples_of(opened, data, **source)
+
+
+@click.command()
+@_from_data_to_out
+def encode(model, out, **given):
+    """Encode DATA with MODEL and write the codes to OUT: an .npy, .npz, .csv or .parquet file.
+
+    DATA is a dataset's name, a folder of images, or an .npy, .npz, .csv, .tsv or .parquet file. It is scaled as the training data were. A
+    table has one column per number of the code, z_1, z_2, …, beside file names and labels where there are any; an .npz file has them as
+    arrays.
+    """
+    with _opened(model, out=out, **given) as (show, opened, files, apply):
         import numpy as np
 
-        files, apply = opening.examples_of(opened, data, **source)
-        parts = [opened.model.encode(apply(part)) for part in _parts(files.values)]
-        z = np.concatenate(parts)
+        z = np.concatenate([opened.model.encode(apply(part)) for part in _parts(files.values)])
         beside = {}
         if files.names is not None:
             beside["file"] = np.asarray(files.names)
@@ -124,22 +142,14 @@ def encode(model, data, out, overwrite, as_json, **source):
 
 
 @click.command()
-@click.argument("model")
-@click.argument("data")
-@click.argument("out", type=shared.PATH)
-@shared.source_options
-@shared.overwrite_option
-@shared.json_option
-def reconstruct(model, data, out, overwrite, as_json, **source):
-    """Write what MODEL makes of DATA to OUT: an .npy file, a folder of PNG images, or for a table .csv or .parquet.
+@_from_data_to_out
+def reconstruct(model, out, **given):
+    """Reconstruct DATA with MODEL and write the reconstructions to OUT.
 
-    Numbers are in the units of DATA; pixels lie in [0, 1].
+    OUT is an .npy file, a folder for PNG images, or for a table a .csv or .parquet file. Numbers are in the units of DATA; pixels lie in
+    [0, 1].
     """
-    shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
-    opening.check_data(data, **source)
-    with shared.reporting(as_json) as show:
-        opened = opening.open_model(model)
-        files, apply = opening.examples_of(opened, data, **source)
+    with _opened(model, out=out, **given) as (show, opened, files, apply):
         named = files.fingerprint is None
         num = len(files.values)
 
@@ -155,14 +165,14 @@ def reconstruct(model, data, out, overwrite, as_json, **source):
 @click.command()
 @click.argument("model")
 @click.argument("out", type=shared.PATH)
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
-@click.option("--seed", type=click.IntRange(min=0), help="For the same samples every time.")
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many to draw.")
+@click.option("--seed", type=click.IntRange(min=0), help="Give one to get the same samples every time.")
 @shared.overwrite_option
 @shared.json_option
 def sample(model, out, num, seed, overwrite, as_json):
-    """Write new examples, drawn from a variational MODEL, to OUT.
+    """Draw new examples from a variational MODEL and write them to OUT.
 
-    OUT is an .npy file, a folder of PNG images, one .png file with all in a grid, or for a table .csv or .parquet.
+    OUT is an .npy file, a folder for PNG images, a .png file that shows all in a grid, or for a table a .csv or .parquet file.
     """
     shared.check_out(out, (*shared.TABLE_SUFFIXES, ".png"), overwrite)
     with shared.reporting(as_json) as show:

@@ -31,7 +31,7 @@ def zoo():
 @click.option("--dataset", help="Only this dataset.")
 @_SOURCE
 def zoo_list(family, dataset, source):
-    """The models' ids, each with its first figure."""
+    """List the models' ids, each with its first measurement."""
     from kerasae.zoo import list_models
 
     for model_id in list_models(family, dataset, source):
@@ -43,7 +43,7 @@ def zoo_list(family, dataset, source):
 @click.argument("model_id")
 @_SOURCE
 def zoo_show(model_id, source):
-    """A model's card: how it was made, and what it scores under which protocol."""
+    """Show a model's card: how it was made, and what was measured under which protocol."""
     import kerasae.zoo
 
     click.echo(kerasae.zoo.card(model_id, source))
@@ -53,7 +53,7 @@ def zoo_show(model_id, source):
 @click.argument("model_ids", nargs=-1, required=True)
 @_SOURCE
 def zoo_download(model_ids, source):
-    """Bring models to this machine, every file checked; prints where they are."""
+    """Download models, check every file, and print where they are."""
     from kerasae.zoo import download
 
     for model_id in model_ids:
@@ -65,7 +65,7 @@ def zoo_download(model_ids, source):
 @click.argument("model_ids", nargs=-1)
 @_SOURCE
 def zoo_verify(model_ids, source):
-    """Check every file of MODEL_IDS (default: all) against the index; of a remote source, by downloading it."""
+    """Check every file of MODEL_IDS (default: all) against the index; files of a remote source are downloaded for it."""
     from kerasae.zoo import download, list_models
 
     failed = 0
@@ -85,9 +85,9 @@ def zoo_verify(model_ids, source):
 @click.argument("models", nargs=-1)
 @_SOURCE
 def zoo_publish(folder, models, source):
-    """Write a zoo to FOLDER, for any web server or Hugging Face repository: index, hashes, table, and a folder a model.
+    """Write a zoo to FOLDER, for any web server or Hugging Face repository: index, hashes, table, and one folder per model.
 
-    MODELS are folders that `zoo train` wrote, or ids. Without any, what is in FOLDER is indexed again.
+    MODELS are folders that `zoo train` wrote, or ids. Without any, the models in FOLDER are indexed again.
     """
     from kerasae.zoo import making
 
@@ -99,11 +99,11 @@ def zoo_publish(folder, models, source):
 @zoo.command("train")
 @click.argument("recipe")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where to. Default: a folder of the model's name, here."
+    "--folder", type=click.Path(path_type=Path), help="Where to write. Default: a folder here with the model's name."
 )
 @shared.data_dir_option
 def zoo_train(recipe, folder, data_dir):
-    """Train a model by RECIPE, a model's id or a TOML file. Call again to go on with a run that was stopped."""
+    """Train a model by RECIPE, a model's id or a TOML file. Call it again to continue a run that was stopped."""
     import kerasae.zoo
     from kerasae.zoo import making
 
@@ -120,11 +120,11 @@ def zoo_train(recipe, folder, data_dir):
 @_SOURCE
 @shared.data_dir_option
 def zoo_evaluate(model_id, source, data_dir):
-    """Measure a model again and compare with what is recorded."""
+    """Measure a model again, and compare with the recorded values."""
     import kerasae.zoo
     from kerasae.zoo import making
 
     recorded = kerasae.zoo.describe(model_id, source)["metrics"]
-    click.echo(f"{'figure':<20}{'recorded':>12}{'measured':>12}")
+    click.echo(f"{'metric':<20}{'recorded':>12}{'measured':>12}")
     for old, new in zip(recorded, making.evaluate(model_id, data_dir, source), strict=True):
         click.echo(f"{new['metric']:<20}{old['value']:>12.4f}{new['value']:>12.4f}  {new['unit']}")
