@@ -86,11 +86,12 @@ def _load_file(keras, path):
         raise ValueError(f"{path} can't be loaded by Keras {keras.__version__}: {error}") from error
 
 
-def is_path(data, **options):
-    """Whether DATA means files, rather than a dataset by its name.
+def is_path(data, split=None, data_dir=None, **options):
+    """Whether DATA means files, rather than a dataset by its name; says at once what is wrong with them, before they are read.
 
     Args:
         data: what was given.
+        split, data_dir: of a dataset by its name.
         **options: of `kerasae.data.files.read`.
 
     Raises:
@@ -104,11 +105,6 @@ def is_path(data, **options):
     if path.exists() or looks:
         files.check(data, **options)
     return path.exists()
-
-
-def check_data(data, split=None, data_dir=None, **options):
-    """Says at once what is wrong with DATA, as far as that can be known before it is read; takes what `source_options` give."""
-    is_path(data, **options)
 
 
 @contextlib.contextmanager

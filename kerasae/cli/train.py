@@ -42,7 +42,9 @@ Options override a recipe file. --resume continues a run that was stopped.
 @click.option(
     "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv, .tsv or .parquet.', metavar="DATA"
 )
-@click.option("--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to write weights, report and all.")
+@click.option(
+    "--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to write weights, report and all."
+)
 @click.option("--latent-dim", **_count(1), help="Size of the code. [16, or half the features where that is less]")
 @click.option("--hidden-units", type=shared.Numbers("N,N", ","), help="Units of each hidden layer, such as 512,256.")
 @click.option("--network", type=click.Choice(registry.NETWORKS.declared()), help="Kind of network.")

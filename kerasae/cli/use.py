@@ -1,6 +1,7 @@
 """What `kerasae` does with a trained model: evaluate, figures, encode, reconstruct, sample."""
 
 import contextlib
+import itertools
 import logging
 from pathlib import Path
 
@@ -28,9 +29,10 @@ def evaluate(model, data, as_json, **source):
     MODEL is a zoo id, a .keras file, or a folder that `kerasae train` wrote.
     """
     if data is not None:
-        opening.check_data(data, **source)
+        opening.is_path(data, **source)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
+        from kerasae.data.files import split
         from kerasae.runs import measures
 
         if data is None:
@@ -41,7 +43,7 @@ def evaluate(model, data, as_json, **source):
             files, apply = opening.examples_of(opened, data, **source)
             values, what = files.values, data
             if opened.facts and files.fingerprint and opened.facts.get("fingerprint") == files.fingerprint:
-                _, held_out = _split_of(opened, len(values))
+                held_out = split(len(values), opened.recipe.data.test_fraction, opened.recipe.seed)[1]
                 values, what = values[held_out], f"{data}, held out"
                 _logger.info(
                     "These are the training data: measured on the %d examples that were held out.", len(values)
@@ -53,12 +55,6 @@ def evaluate(model, data, as_json, **source):
             {"model": model, "data": what, "num_examples": num_examples, "metrics": records},
             f"{opened.title} on {num_examples:,} examples of {what}\n{shared.metrics_table(records)}",
         )
-
-
-def _split_of(opened, num_examples):
-    from kerasae.data import files
-
-    return files.split(num_examples, opened.recipe.data.test_fraction, opened.recipe.seed)
 
 
 @click.command("figures")
@@ -75,7 +71,7 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
     MODEL is a zoo id, a .keras file, or a folder that `kerasae train` wrote.
     """
     if data is not None:
-        opening.check_data(data, **source)
+        opening.is_path(data, **source)
     shared.check_new(folder, overwrite)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
@@ -110,7 +106,7 @@ _from_data_to_out = shared.options(
 def _opened(model, data, out, overwrite, as_json, **source):
     """The model and the examples that were named, once all is well: `(show, opened, files, apply)`."""
     shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
-    opening.check_data(data, **source)
+    opening.is_path(data, **source)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
         yield show, opened, *opening.examples_of(opened, data, **source)
@@ -205,13 +201,13 @@ def _write_examples(out, parts, num, preparation, names):
         with writing.file(out) as path:
             array = np.lib.format.open_memmap(path, "w+", first.dtype, (num, *first.shape[1:]))
             start = 0
-            for part in _chain(first, parts):
+            for part in itertools.chain([first], parts):
                 array[start : start + len(part)] = part
                 start += len(part)
             array.flush()
         return
     if out.suffix:
-        values = np.concatenate(list(_chain(first, parts)))
+        values = np.concatenate(list(itertools.chain([first], parts)))
         columns = preparation.columns or [f"x_{i + 1}" for i in range(values[0].size)]
         shared.write_numbers(out, values, columns, "x", {"file": np.asarray(names)} if names else {})
         return
@@ -229,15 +225,10 @@ def _write_examples(out, parts, num, preparation, names):
         stems = names
     with writing.together(out) as beside:
         start = 0
-        for part in _chain(first, parts):
+        for part in itertools.chain([first], parts):
             pixels = np.rint(np.clip(part, 0, 1) * 255).astype("uint8")
             for stem, image in zip(stems[start:], pixels, strict=False):
                 path = beside / f"{stem}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
             start += len(part)
-
-
-def _chain(first, rest):
-    yield first
-    yield from rest

@@ -1,4 +1,4 @@
-"""What can be measured of a trained model, each figure with its unit and protocol."""
+"""What can be measured of a trained model, each metric with its unit and protocol."""
 
 import inspect
 from typing import Any
@@ -10,7 +10,7 @@ from kerasae.runs.examples import binarized, is_image
 
 
 class Measurement(pydantic.BaseModel, extra="forbid", frozen=True):
-    """A figure to report of the test set, beside the published one."""
+    """What to measure on the test set, and the published value beside it."""
 
     metric: str
     arguments: dict[str, Any] = {}
@@ -25,13 +25,29 @@ class Measurement(pydantic.BaseModel, extra="forbid", frozen=True):
         return self
 
 
-# Each is a function of the model, the data as `{"x_train", "y_train", "x_test", "y_test"}`, and the recipe's arguments.
+_METRICS = {}  # name: (function, unit, protocol)
 
 
+def _metric(unit, protocol):
+    """A metric: a function of the model, the data as `{"x_train", "y_train", "x_test", "y_test"}`, and a recipe's arguments."""
+
+    def add(function):
+        _METRICS[function.__name__.removeprefix("_")] = function, unit, protocol
+        return function
+
+    return add
+
+
+@_metric("squared error per image", "summed over pixels in [0, 1], mean over test images")
 def _squared_error(model, data):
     return metrics.squared_error(data["x_test"], model.predict(data["x_test"], batch_size=1000, verbose=0))
 
 
+@_metric(
+    "dB",
+    "peak signal-to-noise ratio of the reconstruction, clipped to [0, 1]; with `corrupted`, of test "
+    "images that the model's own corruption changed, from seed 0; mean over test images",
+)
 def _psnr(model, data, corrupted=False):
     x = data["x_test"]
     shown = x
@@ -43,35 +59,62 @@ def _psnr(model, data, corrupted=False):
     return metrics.psnr(x, model.predict(shown, batch_size=1000, verbose=0).clip(0, 1))
 
 
+@_metric(
+    "squared error per image",
+    "PCA fitted on the training images, summed over pixels in [0, 1], unclipped, mean over test images",
+)
 def _pca_error(model, data, num_components):
     return metrics.pca_error(data["x_train"], data["x_test"], num_components)
 
 
+@_metric(
+    "nats per image",
+    "negative evidence lower bound, one sample of z per image; pixels in [0, 1] as they are, or binarised "
+    "from seed 0; mean over test images",
+)
 def _negative_elbo(model, data, binarize=False):
     x = binarized(data["x_test"]) if binarize else data["x_test"]
     logs = model.evaluate(x, batch_size=1000, verbose=0, return_dict=True)
     return logs["reconstruction_loss"] + logs["kl_loss"]
 
 
+@_metric(
+    "nats per image",
+    "importance sampling from q(z|x); test images binarised, each pixel 1 with probability its intensity, from seed 0",
+)
 def _negative_log_likelihood(model, data, num_samples, num_images=None):
     x = binarized(data["x_test"])[:num_images]
     return -model.log_likelihood(x, num_samples, verbose=1).mean(dtype="float64")
 
 
+@_metric("units", "codes whose variance over the test images exceeds 0.01 (0 for a k-sparse code)")
 def _active_units(model, data):
     return model.active_units(data["x_test"])
 
 
+@_metric(
+    "% of test images",
+    "multinomial logistic regression on standardised codes, fitted on the training images that the model saw",
+)
 def _linear_probe_error(model, data, C=1.0):
     z_train, z_test = (model.encode(data[name], batch_size=1000) for name in ("x_train", "x_test"))
     return metrics.linear_probe_error(z_train, data["y_train"], z_test, data["y_test"], C=C)
 
 
+@_metric(
+    "% of test images",
+    "k nearest neighbours by Euclidean distance of codes, among the training images that the model saw",
+)
 def _knn_error(model, data, num_neighbors=5):
     z_train, z_test = (model.encode(data[name], batch_size=1000) for name in ("x_train", "x_test"))
     return 100 * (1 - metrics.knn_accuracy(z_train, data["y_train"], z_test, data["y_test"], num_neighbors))
 
 
+@_metric(
+    "% of test images",
+    "a softmax layer on the encoder, all fine-tuned by Adam on the training images less the last ones, on "
+    "which the epoch is chosen",
+)
 def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, validation=10_000):
     import keras
     import tensorflow as tf
@@ -99,55 +142,6 @@ def _finetuned_error(model, data, epochs, learning_rate=1e-3, batch_size=128, va
     )
     _, accuracy = head.evaluate(data["x_test"], data["y_test"], batch_size=1000, verbose=0)
     return 100 * (1 - accuracy)
-
-
-# name: (function, unit, protocol)
-_METRICS = {
-    "squared_error": (_squared_error, "squared error per image", "summed over pixels in [0, 1], mean over test images"),
-    "pca_error": (
-        _pca_error,
-        "squared error per image",
-        "PCA fitted on the training images, summed over pixels in [0, 1], unclipped, mean over test images",
-    ),
-    "psnr": (
-        _psnr,
-        "dB",
-        "peak signal-to-noise ratio of the reconstruction, clipped to [0, 1]; with `corrupted`, of test images that the model's own "
-        "corruption changed, from seed 0; mean over test images",
-    ),
-    "negative_elbo": (
-        _negative_elbo,
-        "nats per image",
-        "negative evidence lower bound, one sample of z an image; pixels in [0, 1] as they are, or binarised from seed 0; "
-        "mean over test images",
-    ),
-    "negative_log_likelihood": (
-        _negative_log_likelihood,
-        "nats per image",
-        "importance sampling from q(z|x); test images binarised, each pixel 1 with probability its intensity, from seed 0",
-    ),
-    "active_units": (
-        _active_units,
-        "units",
-        "codes whose variance over the test images exceeds 0.01 (0 for a k-sparse code)",
-    ),
-    "linear_probe_error": (
-        _linear_probe_error,
-        "% of test images",
-        "multinomial logistic regression on standardised codes, fitted on the training images that the model saw",
-    ),
-    "knn_error": (
-        _knn_error,
-        "% of test images",
-        "k nearest neighbours by Euclidean distance of codes, among the training images that the model saw",
-    ),
-    "finetuned_error": (
-        _finetuned_error,
-        "% of test images",
-        "a softmax layer on the encoder, all fine-tuned by Adam on the training images less the last ones, on which the epoch "
-        "is chosen",
-    ),
-}
 
 
 def measure(recipe, model, data):
