@@ -69,7 +69,7 @@ def _pca_error(model, data, num_components):
 
 @_metric(
     "nats per image",
-    "negative evidence lower bound, one sample of z per image; pixels in [0, 1] as they are, or binarised "
+    "negative evidence lower bound, one sample of z an image; pixels in [0, 1] as they are, or binarised "
     "from seed 0; mean over test images",
 )
 def _negative_elbo(model, data, binarize=False):
