@@ -98,14 +98,12 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
     if recipe.pretraining is not None and initial_epoch == 0:
         _pretrain(recipe.pretraining, model, x_train, checkpoint / "pretrained.weights.h5", verbose)
     if initial_epoch < training.epochs:
+        from kerasae.models import BetaAnnealing, KAnnealing
+
         callbacks = [checkpoints.saving(progress)]
         if training.k_annealing is not None:
-            from kerasae.models import KAnnealing
-
             callbacks.append(KAnnealing(**training.k_annealing))
         if training.beta_annealing is not None:
-            from kerasae.models import BetaAnnealing
-
             callbacks.append(BetaAnnealing(training.beta_annealing))
         x, validation_data = x_train, None if x_validation is None else (x_validation,)
         if recipe.data.binarize:
@@ -134,8 +132,6 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
 
 def _pretrain(pretraining, model, x_train, path, verbose):
     """Pretrains the model's layers, or takes them from `path` where a stopped run had finished with that."""
-    import keras
-
     from kerasae.layers import MaskingCorruption
     from kerasae.models import Autoencoder, DenoisingAutoencoder
     from kerasae.models.pretraining import pretrain_autoencoders, pretrain_rbms
@@ -146,13 +142,9 @@ def _pretrain(pretraining, model, x_train, path, verbose):
 
     def layer_autoencoder(encoder, decoder):
         if pretraining.corruption_rate is None:
-            layer = Autoencoder(encoder, decoder, loss=model.distortion)
-        else:
-            layer = DenoisingAutoencoder(
-                encoder, decoder, MaskingCorruption(pretraining.corruption_rate), loss=model.distortion
-            )
-        layer.compile(optimizer=keras.optimizers.Adam(1e-3))
-        return layer
+            return Autoencoder(encoder, decoder, loss=model.distortion)
+        corruption = MaskingCorruption(pretraining.corruption_rate)
+        return DenoisingAutoencoder(encoder, decoder, corruption, loss=model.distortion)
 
     if pretraining.method == "rbm":
         pretrain_rbms(model, x_train, epochs=pretraining.epochs, verbose=verbose)
