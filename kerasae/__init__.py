@@ -1,7 +1,7 @@
 """kerasae: autoencoders for Keras 3.
 
-Importing the package registers its classes with Keras, so that `keras.saving.load_model` needs no `custom_objects`. Everything else
-(data, figures, export, the zoo) loads when it is first used.
+Importing the package registers its classes with Keras, at once or as soon as Keras is imported, so that `keras.saving.load_model` needs no
+`custom_objects`. Everything else (data, figures, export, the zoo) loads when it is first used.
 """
 
 import importlib
