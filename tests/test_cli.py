@@ -101,8 +101,8 @@ def test_quickstart_names_near_datasets(tmp_path):
 def test_answers_without_tensorflow(arguments, tmp_path):
     code = (
         "import sys\n"
-        "from kerasae.cli.app import cli\n"
-        "try: cli()\n"
+        "from kerasae.cli import main\n"
+        "try: main()\n"
         "finally: assert not {'tensorflow', 'keras'} & set(sys.modules), 'imported TensorFlow'"
     )
     result = subprocess.run(
