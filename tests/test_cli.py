@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
-from kerasae import files
+from kerasae.data import files
 from kerasae.cli.app import cli
 from kerasae.runs import examples, recipes
 
