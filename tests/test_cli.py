@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
-from kerasae.data import files
 from kerasae.cli.app import cli
+from kerasae.data import files
 from kerasae.runs import examples, recipes
 
 
