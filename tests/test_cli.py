@@ -358,6 +358,14 @@ def test_what_the_likelihood_takes_decides_how_a_table_is_scaled(tmp_path):
     np.testing.assert_allclose(loaded.train[0].std(axis=0), 1, rtol=1e-5)
 
 
+def test_the_data_decide_what_nobody_said(tmp_path):
+    write_table(tmp_path / "table.csv", ["a", "b", "c"])
+    train = ["train", "k_sparse", "--data", tmp_path / "table.csv", "--epochs", 1, "--set", "k=2"]
+    call(*train, "--folder", tmp_path / "run", "--validation", 0)
+    recipe = recipes.read(tmp_path / "run" / "recipe.toml")
+    assert (recipe.model["latent_dim"], recipe.training.batch_size, recipe.data.validation) == (8, 32, 0)
+
+
 class Stop(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:

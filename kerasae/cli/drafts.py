@@ -71,17 +71,12 @@ def completed(changes, loaded, all_open):
 
     x_train, num_train = loaded.train[0], len(loaded.train[0])
     if all_open:
-        known = recipes.options(changes["family"])
         small = num_train < 10_000
         batch_size = changes["training"].setdefault("batch_size", 32 if small else 128)
         changes["training"].setdefault("epochs", min(400, max(20, 2000 // math.ceil(num_train / batch_size))))
         if "validation" not in changes["data"]:
             changes["data"]["validation"] = min(num_train // 10, 5000)
-        default_code = min(16, max(1, x_train[0].size // 2))
-        if known["latent_dim"] is None:
-            changes["model"].setdefault(
-                "latent_dim", max(default_code, changes["model"].get("k", known.get("k", 0)) * 4)
-            )
+        changes["model"] = recipes.with_latent_dim(changes["family"], changes["model"], x_train[0].size)
         if x_train.min() < 0 or x_train.max() > 1:
             options = FAMILIES[changes["family"]].for_real_values(changes["model"])
             if options != changes["model"]:

@@ -64,7 +64,9 @@ def load(recipe, data_dir=None, unit_interval=None):
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
         if unit_interval is None and values.ndim == 2 and source.scaling == "auto":
-            model = recipes.build(recipe, values.shape[1:], len(indices[0]))
+            options = recipes.with_latent_dim(recipe.family, recipe.model, values.shape[1])
+            whole = recipe.model_copy(update={"model": options})
+            model = recipes.build(whole, values.shape[1:], len(indices[0]))
             unit_interval = model.likelihood.support == (0.0, 1.0)
         preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval))
         checks.memory(values.shape, "float32", source.path)

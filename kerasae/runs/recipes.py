@@ -163,6 +163,15 @@ def check(recipe):
         checks.choice(option, f"option of {recipe.family}", known)
 
 
+def with_latent_dim(family, model, num_features):
+    """A builder's options, with a size of the code where it needs one and they have none: several times k for a k-sparse one."""
+    known = options(family)
+    if known.get("latent_dim", 0) is not None:
+        return model
+    size = max(min(16, max(1, num_features // 2)), 4 * model.get("k", known.get("k", 0)))
+    return {"latent_dim": size, **model}
+
+
 def build(recipe, input_shape, num_examples):
     """The recipe's model, compiled, with its weights drawn from its seed.
 
