@@ -14,7 +14,7 @@ from kerasae import checks, runtime, writing
 from kerasae.export import litert_files, manifests, onnx_files, parity
 from kerasae.export import variants as variant_files
 from kerasae.export.onnx_files import DEFAULT_OPSET
-from kerasae.export.parts import ExportError, in_float32, parts_of, parts_of_estimator
+from kerasae.export.parts import ExportError, in_float32, parts_of
 from kerasae.export.readme import readme
 
 FORMATS = ("saved_model", "onnx", "litert")
@@ -98,7 +98,7 @@ def export(
     ```
     """
     is_estimator = not isinstance(model, keras.Model)
-    if not hasattr(model, "functions") and not hasattr(model, "deployed_parts"):
+    if not hasattr(model, "functions"):
         raise ValueError(
             "`model` must be a kerasae model, such as kerasae.models.Autoencoder(encoder, decoder) or what "
             "keras.saving.load_model returns for one, or a fitted estimator of kerasae.tasks. "
@@ -120,10 +120,7 @@ def export(
         own = None if is_estimator else model.encoder.inputs[0].shape[0]
         if own not in (None, batch_size):
             raise ValueError(f"The model has a fixed batch of {own}. `batch_size` must be that. Received: {batch_size}")
-    if hasattr(model, "deployed_parts"):
-        parts_as_asked = functools.partial(parts_of_estimator, batch_size=batch_size)
-    else:
-        parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
+    parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
     encoder = parts_as_asked(model)[0]
     variants = _check_variants(variants, formats, calibration)
     if calibration is not None:

@@ -46,6 +46,8 @@ def check_examples(given, part):
             examples[port.name] = random.integers(0, 256, shape, dtype="uint8")
         else:
             drawn = random.random(shape) if port.value_range else random.standard_normal(shape)
+            if port.missing:
+                drawn[random.random(shape) < 0.2] = np.nan
             examples[port.name] = drawn.astype(port.dtype)
     return examples
 
@@ -69,7 +71,7 @@ def check_inputs(values, part, name):
 
 def check_array(x, port, name):
     """`x` in a port's type; raises ValueError where it does not fit the port."""
-    x = checks.array(x, port.shape[1:], name=name, unit_interval=port.value_range == (0.0, 1.0))
+    x = checks.array(x, port.shape[1:], name=name, unit_interval=port.value_range == (0.0, 1.0), missing=port.missing)
     converted = x.astype(port.dtype, copy=False)
     if "int" in port.dtype and not np.array_equal(converted, x):
         raise ValueError(

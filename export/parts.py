@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import tensorflow as tf
 
-from kerasae.functions import Function, Port, of_network
+from kerasae.functions import Function, Port
 
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 # In the names of operators of TensorFlow and ONNX that draw random numbers, and the one name that says something else.
@@ -101,8 +101,7 @@ def parts_of(model, image_input=None, batch_size=None):
         batch_size: the only one, or `None` for any.
 
     Raises:
-        ValueError: if the name of a further input can't be a port's.
-        ExportError: where an estimator's model computes in another precision than float32.
+        ValueError: if the name of a further input can't be a port's; where an estimator's model computes in another precision than float32.
     """
 
     def batched(port):
@@ -119,32 +118,6 @@ def parts_of(model, image_input=None, batch_size=None):
             inputs = replace(inputs[0], dtype=image_input, value_range=(0, 255)), *inputs[1:]
         parts.append(Part(function, inputs, outputs, divides))
     return parts
-
-
-def parts_of_estimator(estimator, batch_size=None):
-    """The parts of a fitted estimator that still has `deployed_parts`, as of `parts_of`."""
-    deployed = estimator.deployed_parts()
-    for part in deployed:
-        policies = {layer.compute_dtype for layer in part.network._flatten_layers()} & set(_OTHER_FLOATS)
-        if policies:
-            raise ExportError(f"The estimator's model computes in {sorted(policies)}. Fit one in float32 to export it.")
-
-    class Deployed:
-        @staticmethod
-        def functions():
-            return {
-                part.name: of_network(
-                    part.name,
-                    part.meaning,
-                    part.network,
-                    (part.output_name, part.output_meaning),
-                    part.answer,
-                    (part.input_name, part.input_meaning),
-                )
-                for part in deployed
-            }
-
-    return parts_of(Deployed, batch_size=batch_size)
 
 
 def in_float32(model):

@@ -207,7 +207,7 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
         )
         if part.name == "autoencoder":
             squares = np.square(x - answer["reconstruction"][: len(x)]).reshape(len(x), -1)
-            errors[variant] = float(squares.sum(axis=1).mean())
+            errors[variant] = float(np.nansum(squares, axis=1).mean())  # NaN where x misses a value
     return files, errors
 
 

@@ -184,7 +184,9 @@ def distortion(name):
 
 
 def likelihood(name, variance=1.0):
-    """The likelihood of a name, `"bernoulli"` or `"gaussian"`; `variance` belongs to the latter."""
+    """The likelihood of a name, `"bernoulli"` or `"gaussian"`, `variance` belonging to the latter; a `Likelihood` as it is."""
+    if isinstance(name, Likelihood):
+        return name
     checks.choice(name, "likelihood", LIKELIHOODS)
     if name == "gaussian":
         return Gaussian(variance)

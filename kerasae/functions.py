@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import tensorflow as tf
 
+from kerasae import keras_internals
+
 _MEANINGS = {
     "z": "the code",
     "z_mean": "the code: the mean of q(z|x)",
@@ -30,6 +32,7 @@ class Port:
         dtype: name of the NumPy type.
         value_range: (lowest, highest), or `None` for any number.
         meaning: one phrase, for the manifest and the files.
+        missing: whether NaN is taken, for a missing value.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Port:
     dtype: str
     value_range: tuple | None
     meaning: str
+    missing: bool = False
 
     @property
     def dims(self):
@@ -88,6 +92,8 @@ def of_model(model):
 
     takes = (0, 255) if encoder.inputs[0].dtype == "uint8" else model.likelihood.support
     x = port("x", encoder.inputs[0], "examples", takes)
+    if model.takes_missing:
+        x = replace(x, meaning="examples, with NaN for what is missing", missing=True)
     side = tuple(port(tensor.name, tensor, "side information about x") for tensor in encoder.inputs[1:])
     codes = tuple(
         port(name, output, _MEANINGS.get(name, "a code of x"))
@@ -137,7 +143,7 @@ def of_model(model):
     ]
     if model.prior is not None:
         functions += _samplers(decode, z, conditions, reconstructions[0])
-    return {function.name: function for function in functions}
+    return by_name(*functions)
 
 
 def _samplers(decode, z, conditions, reconstruction):
@@ -198,7 +204,18 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         output: `(name, meaning)` of the output's port.
         answer: the estimator's own method, NumPy to NumPy, which the files are compared with.
         input: `(name, meaning)` of the input's port.
+
+    Raises:
+        ValueError: where the network computes in another precision than float32.
     """
+
+    policies = {layer.compute_dtype for layer in keras_internals.all_layers(network)} & {
+        "float16",
+        "bfloat16",
+        "float64",
+    }
+    if policies:
+        raise ValueError(f"The estimator's model computes in {sorted(policies)}. Fit one in float32 to export it.")
 
     def port(named, tensor):
         return Port(named[0], (None, *tensor.shape[1:]), tensor.dtype, None, named[1])
@@ -213,3 +230,8 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         lambda x: [network(x, training=False)],
         lambda x: [tf.convert_to_tensor(answer(x), result.dtype)],
     )
+
+
+def by_name(*functions):
+    """`{name: function}`."""
+    return {function.name: function for function in functions}

@@ -107,6 +107,10 @@ FAMILIES = {
     "variational-gaussian": small(builders.variational, likelihood="gaussian", variance=0.1),
     "variational-learned": small(builders.variational, likelihood="gaussian", variance="learned"),
     "variational-predicted": small(builders.variational, "conv", likelihood="gaussian", variance="predicted"),
+    "rate_distortion-dense": small(builders.rate_distortion),
+    "incomplete-dense": small(builders.incomplete, k=5),
+    "incomplete-conv": small(builders.incomplete, "conv", k=5),
+    "pixels-dense": small(builders.pixels, radius=2, ink_units=(16,), value_units=(32,)),
 }
 
 CLASSES = {
@@ -117,6 +121,9 @@ CLASSES = {
     "sparse-kl",
     "contractive-dense",
     "variational-dense",
+    "rate_distortion-dense",
+    "incomplete-dense",
+    "pixels-dense",
 }
 
 

@@ -149,7 +149,9 @@ class SharedNoise:
 
         def drawn(shape, seed, *args, **kwargs):
             shape = tf.convert_to_tensor(shape)
-            return tf.broadcast_to(draw(shape[1:], (1, 2), *args, **kwargs)[None], shape)
+            # (batch, ...), or (samples, batch, latent_dim) of a model of incomplete data
+            rest = shape[2:] if shape.shape[0] == 3 else shape[1:]
+            return tf.broadcast_to(draw(rest, (1, 2), *args, **kwargs), shape)
 
         return drawn
 

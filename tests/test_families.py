@@ -32,6 +32,12 @@ SIGNATURES = {
     "decoder=None, **kwargs)",
     "variational": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, likelihood='bernoulli', variance=1.0, "
     "posterior='diagonal', beta=1.0, activation='relu', output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "rate_distortion": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, rate_weight=0.1, activation='relu', "
+    "code_activation=None, output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "incomplete": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, k=20, activation='relu', "
+    "output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "pixels": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, radius=4, ink_units=(64, 32), "
+    "value_units=(256, 160), activation='relu', encoder=None, decoder=None, **kwargs)",
 }
 
 

@@ -3,15 +3,19 @@
 import copy
 import pickle
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import special, stats
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from kerasae import networks
+from kerasae import export, networks
+from kerasae.layers import random_seed
 from kerasae.models import IncompleteDataAutoencoder
-from kerasae.models.incomplete import FactorPosterior
+from kerasae.models.incomplete import FactorPosterior, ObservedPairs
+from kerasae.runtime import Bundle
 from kerasae.tasks import Imputer
 from kerasae.tasks.batches import run
 from kerasae.tasks.imputer import _hide
@@ -35,32 +39,90 @@ def imputer(tables):
     return Imputer(**{**QUICK, "epochs": 150, "learning_rate": 3e-3}).fit(tables[1])
 
 
-def test_the_bound_against_numpy(rng):
+def model_of_rows(k=6):
+    """A model of three columns, and what it takes of values and a mask."""
+    x = keras.Input((3,))
     encoder = networks.encoder((3, 2), {"z_mean": 2, "z_log_var": 2}, (4,))
-    decoder = networks.decoder((3, 2), 2, (4,))
-    model = IncompleteDataAutoencoder(encoder, decoder, k=6, seed=0)
+    encoder = keras.Model(x, encoder(ObservedPairs()(x)))
+    decoder = networks.decoder((3,), 2, (4,), log_variance=True)
+    return IncompleteDataAutoencoder(encoder, decoder, k=k, seed=0), lambda x, seen: np.where(seen, x, np.nan)
+
+
+def model_of_pairs(k=6):
+    """The earlier form: pairs of a value and whether it is observed; the decoder's are of location and ln scale."""
+    encoder = networks.encoder((3, 2), {"z_mean": 2, "z_log_var": 2}, (4,))
+    model = IncompleteDataAutoencoder(encoder, networks.decoder((3, 2), 2, (4,)), k=k, seed=0)
+    return model, lambda x, seen: np.stack([x * seen, seen], axis=-1)
+
+
+def log_density_of(model, x, seen, z, degrees):
+    """ln p(o|z) of codes (..., 2) by SciPy, with as many axes in front as x."""
+    parameters = [np.asarray(part, "float64") for part in tf.nest.flatten(model.decoder(z.reshape(-1, 2)))]
+    location, log_scale = parameters if len(parameters) == 2 else np.moveaxis(parameters[0], -1, 0)
+    location, scale = (part.reshape(*z.shape[:-1], 3) for part in (location, np.exp(log_scale)))
+    return (stats.t.logpdf(x, degrees, location, scale) * seen).sum(axis=-1)
+
+
+@pytest.mark.parametrize("build", [model_of_rows, model_of_pairs])
+def test_the_bound_and_the_score_against_numpy(build, rng):
+    model, examples = build()
     model.raw_degrees.assign([0.0, 2.0, -1.0])
-    observed = rng.random((5, 3)) < 0.6
-    pairs = np.stack([observed * rng.normal(size=(5, 3)), observed], axis=-1).astype("float32")
-    outputs = model.forward(pairs, training=True)
-    location, log_scale = np.moveaxis(np.asarray(outputs["parameters"], "float64"), -1, 0)
     degrees = 3 + np.logaddexp(0, [0.0, 2.0, -1.0])
-    log_density = stats.t.logpdf(pairs[..., 0], degrees, location, np.exp(log_scale))
-    log_weights = outputs["log_ratio"] + (log_density * observed).sum(axis=-1)
-    expected = np.log(6) - special.logsumexp(log_weights, axis=0)
-    np.testing.assert_allclose(model.terms(pairs, outputs)["bound_loss"], expected, rtol=1e-4)
+    x, seen = rng.normal(size=(5, 3)), rng.random((5, 3)) < 0.6
+    given = examples(x, seen).astype("float32")
+    mean, log_var = (np.asarray(part, "float64") for part in model.encoder(given))
+    outputs = model.forward(given, training=True)
+    # The noise that the model has drawn.
+    state = keras.random.SeedGenerator(0)
+    noise = tf.random.stateless_normal((6, 5, 2), random_seed(state), alg="philox").numpy().transpose(1, 0, 2)
+    deviation = np.exp(0.5 * log_var)[:, None]
+    z = mean[:, None] + deviation * noise
+    log_ratio = stats.norm.logpdf(z).sum(-1) - stats.norm.logpdf(z, mean[:, None], deviation).sum(-1)
+    log_weights = log_ratio + log_density_of(model, x[:, None], seen[:, None], z, degrees)
+    expected = np.log(6) - special.logsumexp(log_weights, axis=1)
+    np.testing.assert_allclose(model.terms(given, outputs)["bound_loss"], expected, rtol=1e-4)
     np.testing.assert_allclose(model.degrees_of_freedom(), degrees, rtol=1e-5)
+    kl = 0.5 * (np.exp(log_var) + mean**2 - 1 - log_var).sum(axis=1)
+    np.testing.assert_allclose(model.score(given), kl - log_density_of(model, x, seen, mean, degrees), rtol=1e-4)
 
 
-def test_the_ratio_of_densities(rng):
-    encoder = networks.encoder((3, 2), {"z_mean": 2, "z_log_var": 2}, (4,))
-    model = IncompleteDataAutoencoder(encoder, networks.decoder((3, 2), 2, (4,)), k=6, seed=0)
-    pairs = rng.normal(size=(5, 3, 2)).astype("float32")
-    outputs = model.forward(pairs, training=True)
-    mean, log_var = (np.asarray(part, "float64") for part in encoder(pairs))
-    z = np.asarray(outputs["z"], "float64")
-    expected = stats.norm.logpdf(z).sum(-1) - stats.norm.logpdf(z, mean, np.exp(0.5 * log_var)).sum(-1)
-    np.testing.assert_allclose(outputs["log_ratio"][0], expected, rtol=1e-3, atol=1e-4)
+def test_draws_have_the_quantiles_of_student_s_t():
+    model, _ = model_of_rows()
+    z = np.zeros((4000, 2), "float32")
+    outputs = model.reconstruct(z, training=False)
+    draws = model.likelihood.sample(outputs, keras.random.SeedGenerator(0))
+    standard = (draws - outputs["reconstruction"]) / np.exp(outputs["log_scale"])
+    expected = stats.t.ppf([0.05, 0.25, 0.5, 0.95], model.degrees_of_freedom()[0])
+    np.testing.assert_allclose(np.quantile(standard[:, 0], [0.05, 0.25, 0.5, 0.95]), expected, atol=0.15)
+
+
+def test_what_is_missing_is_neither_read_nor_counted(rng):
+    model, _ = model_of_rows()
+    model.compile("adam")
+    x = rng.normal(size=(40, 3)).astype("float32")
+    x[rng.random(x.shape) < 0.4] = np.nan
+    x[0] = np.nan
+    assert np.isfinite(model.fit(x, epochs=2, batch_size=7, verbose=0).history["loss"]).all()
+    assert np.isfinite(model.encode(x)).all()
+    assert np.isfinite(model.predict(x, verbose=0)).all()
+    # Of an empty row nothing but the posterior counts.
+    mean, log_var = model.encoder(x[:1])
+    kl = 0.5 * np.sum(np.exp(log_var) + np.square(mean) - 1 - log_var)
+    np.testing.assert_allclose(model.score(x[:1]), [kl], atol=1e-6)
+    with pytest.raises(ValueError, match="infinity, first in example 3"):
+        model.evaluate(np.where(np.arange(40)[:, None] == 3, np.inf, x))
+
+
+def test_a_model_of_incomplete_rows_is_exported(tmp_path, rng):
+    model, _ = model_of_rows()
+    model.raw_degrees.assign([0.0, 2.0, -1.0])
+    x = rng.normal(size=(20, 3)).astype("float32")
+    x[rng.random(x.shape) < 0.4] = np.nan
+    manifest = export.export(model, tmp_path / "bundle", x=x)
+    assert manifest["parity"]["max_relative_difference"] <= 1e-5
+    files = Bundle(tmp_path / "bundle")
+    np.testing.assert_allclose(files.open("score")(x)["score"], model.score(x), rtol=1e-5)
+    np.testing.assert_allclose(files.open("autoencoder")(x)["reconstruction"], model.predict(x, verbose=0), atol=1e-5)
 
 
 def test_the_factors_posterior_against_numpy(rng):
@@ -97,22 +159,22 @@ def test_training_begins_at_the_linear_answer(rng):
     assert np.square(imputed - complete)[missing].mean() < 1.15 * np.square(best - complete)[missing].mean()
 
 
-def test_hidden_entries_are_gone_with_their_mark():
-    pairs = np.ones((2000, 3, 2), "float32")
-    hidden = np.asarray(_hide(0.25)(pairs, [0, 1]))
-    np.testing.assert_array_equal(hidden[..., 0], hidden[..., 1])
-    assert hidden.mean() == pytest.approx(0.75, abs=0.03)
+def test_hidden_entries_are_missing():
+    x = np.arange(6000, dtype="float32").reshape(2000, 3)
+    hidden = np.asarray(_hide(0.25)(x, [0, 1]))
+    seen = ~np.isnan(hidden)
+    np.testing.assert_array_equal(hidden[seen], x[seen])
+    assert seen.mean() == pytest.approx(0.75, abs=0.03)
 
 
 def test_transform_is_the_importance_weighted_mean(imputer, tables):
     x = imputer._scale(tables[1][10:20])
     model, missing = imputer.model_, np.isnan(x)
-    pairs = np.stack([np.where(missing, 0, x), ~missing], axis=-1)
-    mean, log_var = run(model.encoder, pairs)
+    mean, log_var = run(model.encoder, x)
     noise = imputer.network_.get_layer("samples").noise.numpy()
     z = mean[:, None] + np.exp(0.5 * log_var)[:, None] * noise
-    location, log_scale = np.moveaxis(run(model.decoder, z.reshape(-1, 2)).reshape(10, 64, 5, 2), -1, 0)
-    density = stats.t.logpdf(pairs[:, None, :, 0], model.degrees_of_freedom(), location, np.exp(log_scale))
+    location, log_scale = (part.reshape(10, 64, 5) for part in run(model.decoder, z.reshape(-1, 2)))
+    density = stats.t.logpdf(np.nan_to_num(x)[:, None], model.degrees_of_freedom(), location, np.exp(log_scale))
     weights = (density * ~missing[:, None]).sum(-1) + stats.norm.logpdf(z).sum(-1)
     weights -= stats.norm.logpdf(noise).sum(-1) - 0.5 * log_var.sum(-1)[:, None]
     expected = np.einsum("ns,nsd->nd", special.softmax(weights, axis=1), location)
@@ -205,8 +267,8 @@ def test_another_number_of_columns_is_refused(imputer):
 
 
 def test_deployed_graph_imputes_raw_rows(imputer, tables):
-    (part,) = imputer.deployed_parts()
-    np.testing.assert_allclose(run(part.network, tables[1], 64), imputer.transform(tables[1]), rtol=1e-4)
+    (imputed,) = imputer.functions()["transform"].compute(tables[1].astype("float32"))
+    np.testing.assert_allclose(imputed, imputer.transform(tables[1]), rtol=1e-4)
 
 
 def test_constant_column(tables):

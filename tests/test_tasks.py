@@ -429,13 +429,14 @@ def test_large_inputs_are_exported(estimator, table, mnist, tmp_path):
     manifest = export.export(estimator, tmp_path / "bundle", x=x_test[:100])
     assert manifest["parity"]["max_relative_difference"] <= 1e-5
     saved = tf.saved_model.load(str(tmp_path / "bundle" / "saved_model"))
-    parts = estimator.deployed_parts()
+    parts = list(estimator.functions().values())
     assert [part["name"] for part in manifest["parts"]] == [part.name for part in parts]
     inputs, expected = x_test[100:], None
     for part, files in zip(parts, manifest["parts"], strict=True):
-        if part.input_name == "z":
+        (input_port,), (output_port,) = part.inputs, part.outputs
+        if input_port.name == "z":
             inputs = np.rint(expected) if isinstance(estimator, tasks.Codec) else expected
-        expected = part.answer(inputs)
+        expected = part.reference(inputs)[0].numpy()
         # In units of columns where the answer is in the data's; these don't compare.
         center, scale = (estimator.center_, estimator.scale_) if isinstance(estimator, tasks.Imputer) else (0, 1)
         reference = (expected - center) / scale
@@ -444,8 +445,8 @@ def test_large_inputs_are_exported(estimator, table, mnist, tmp_path):
         for num_examples in (1, len(inputs)):  # other rows, and other numbers of them, than the files were checked with
             given = inputs[:num_examples].astype("float32")
             answers = {
-                "onnx": session.run([part.output_name], {part.input_name: given})[0],
-                "saved_model": saved.signatures[part.name](**{part.input_name: tf.constant(given)})[part.output_name],
+                "onnx": session.run([output_port.name], {input_port.name: given})[0],
+                "saved_model": saved.signatures[part.name](**{input_port.name: tf.constant(given)})[output_port.name],
             }
             for form, answer in answers.items():
                 difference = np.abs((np.asarray(answer) - center) / scale - reference[:num_examples]).max()

@@ -68,7 +68,9 @@ class Fitting(Steps):
         x = self.check_examples(x, f"{prefix}x", unit_interval=y is None and self.needs_unit_interval)
         arguments["x"], target = x, self.target_of(x)
         if y is not None:
-            arguments["y"] = checks.array(y, target_shape, name=f"{prefix}y", unit_interval=self.needs_unit_interval)
+            arguments["y"] = checks.array(
+                y, target_shape, name=f"{prefix}y", unit_interval=self.needs_unit_interval, missing=self.takes_missing
+            )
             if len(arguments["y"]) != len(target):
                 raise ValueError(
                     f"{prefix}`x` and `y` must hold the same number of examples. "
@@ -101,7 +103,13 @@ class Fitting(Steps):
                     f"The {prefix}dataset gives (x, y) with y of shape {tuple(np.shape(y))}, and y is the target: shape "
                     f"(batch, {', '.join(map(str, target_shape))}). If y are labels, drop them: dataset.map(lambda x, y: x)."
                 )
-            checks.array(y, target_shape, name=where.replace("x", "y", 1), unit_interval=self.needs_unit_interval)
+            checks.array(
+                y,
+                target_shape,
+                name=where.replace("x", "y", 1),
+                unit_interval=self.needs_unit_interval,
+                missing=self.takes_missing,
+            )
 
 
 def is_batched(x):

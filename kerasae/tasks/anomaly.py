@@ -9,8 +9,9 @@ from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks
+from kerasae.functions import by_name, of_network
 from kerasae.tasks.anomaly_layers import ContrastNormalization, GaussianBlur, fitted_distance
-from kerasae.tasks.base import AutoencoderEstimator, DeployedPart
+from kerasae.tasks.base import AutoencoderEstimator, assign
 from kerasae.tasks.batches import run
 
 # The share of new normal examples that `predict` may call anomalies by default.
@@ -123,28 +124,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         random_state=None,
         verbose=0,
     ):
-        super().__init__(
-            model,
-            latent_dim=latent_dim,
-            hidden_units=hidden_units,
-            network=network,
-            model_options=model_options,
-            scaling=scaling,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.n_estimators = n_estimators
-        self.blur = blur
-        self.contrast = contrast
-        self.bandwidths = bandwidths
-        self.n_references = n_references
-        self.max_samples = max_samples
-        self.contamination = contamination
+        assign(self, locals())
 
     def fit(self, X, y=None):
         """Fits the ensemble, and the threshold of `predict`.
@@ -213,20 +193,15 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         """+1 for normal examples, -1 for anomalies, `(n,)`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def deployed_parts(self):
-        """`score_samples`, from raw examples to scores."""
+    def functions(self):
+        """`score_samples`, from raw examples to scores; see `AutoencoderEstimator.functions`."""
         check_is_fitted(self)
         x, scaled = self._scaled_input()
-        return [
-            DeployedPart(
-                "score_samples",
-                "from examples to scores",
-                keras.Model(x, self.scorer_(scaled)),
-                "score",
-                f"minus the largest relative distance from the references; higher is more normal, below {self.offset_:.6g} is an anomaly",
-                self.score_samples,
-            )
-        ]
+        meaning = f"minus the largest relative distance from the references; higher is more normal, below {self.offset_:.6g} is an anomaly"
+        network = keras.Model(x, self.scorer_(scaled))
+        return by_name(
+            of_network("score_samples", "from examples to scores", network, ("score", meaning), self.score_samples)
+        )
 
     # -- The parts ---------------------------------------------------------------------------------------------------------------------
 

@@ -2,15 +2,16 @@
 
 How an estimator is written on it:
 
-- its `__init__` has a signature of its own and calls `super().__init__` (both only assign, as scikit-learn wants);
+- its `__init__` has a signature of its own and only assigns, as scikit-learn wants: `assign(self, locals())`. What it doesn't take of
+  `AutoencoderEstimator`'s parameters is an attribute of the class;
 - `fit` begins with `X = self._validate(X, reset=True)` and `x = self._fit_scaling(X)`, asks `self._seed()` for a seed (once: with a
   `RandomState` or None every call gives another), and `self.model_ = self._fit_model(x, seed=seed)`; an ensemble calls that several times;
 - other methods begin with `check_is_fitted(self)`, `X = self._validate(X)` and `x = self._scale(X)`, send batches through a network by
   `run(self.model_.encoder, x)`, and give a reconstruction back in the data's units and shape by `self._unscale(reconstruction)`;
 - everything learned is a NumPy array, a number or a Keras model in an attribute that ends in `_`: Keras models pickle and deep-copy by
   their `.keras` bytes, so a fitted estimator does too. No method but `fit` sets attributes;
-- `deployed_parts` gives what `kerasae.export.export(estimator, folder)` writes: one `DeployedPart` a job, built with
-  `self._scaled_input()` and `self._unscaled_output(tensor)`, which put the scaling into the graph. If scikit-learn's tag
+- `functions` gives what `kerasae.export.export(estimator, folder)` writes: of each job `kerasae.functions.of_network`, whose network is
+  built with `self._scaled_input()` and `self._unscaled_output(tensor)`, which put the scaling into the graph. If scikit-learn's tag
   `input_tags.allow_nan` is set, the files are checked on examples with NaN too;
 - what has a `transform` that gives float32 stands on `AutoencoderTransformer`.
 """
@@ -18,8 +19,6 @@ How an estimator is written on it:
 import inspect
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import keras
@@ -40,27 +39,9 @@ _HYPERPARAMETERS = {"input_shape", "latent_dim", "hidden_units"}
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DeployedPart:
-    """A job of a fitted estimator as one graph, from the raw input to the answer.
-
-    Args:
-        name: of the part: its ONNX file and its signature in the SavedModel.
-        meaning: one phrase.
-        network: Functional Keras model with one input and one output.
-        input_name, input_meaning: of the input's port: `"x"`, or `"z"` for codes.
-        output_name, output_meaning: of the output's port.
-        answer: the estimator's own method, NumPy to NumPy, which the files are held against.
-    """
-
-    name: str
-    meaning: str
-    network: keras.Model
-    output_name: str
-    output_meaning: str
-    answer: Callable
-    input_name: str = "x"
-    input_meaning: str = "examples, unscaled"
+def assign(estimator, parameters):
+    """Gives an estimator its parameters, `locals()` of its `__init__`, as attributes: all that scikit-learn wants to happen there."""
+    vars(estimator).update({name: value for name, value in parameters.items() if name != "self"})
 
 
 class AutoencoderEstimator(Scaling, BaseEstimator):
@@ -113,22 +94,10 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         random_state=None,
         verbose=0,
     ):
-        self.model = model
-        self.latent_dim = latent_dim
-        self.hidden_units = hidden_units
-        self.network = network
-        self.model_options = model_options
-        self.scaling = scaling
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.random_state = random_state
-        self.verbose = verbose
+        assign(self, locals())
 
-    def deployed_parts(self):
-        """What `kerasae.export.export` writes of a fitted estimator: a list of `DeployedPart`, the first one served by default."""
+    def functions(self):
+        """What a fitted estimator can do, from the raw input to the answer: `{name: kerasae.functions.Function}`, the main job first."""
         raise NotImplementedError(f"{type(self).__name__} has no deployed form.")
 
     def made_up_examples(self, num_examples):
@@ -225,7 +194,7 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         shape = model.encoder.inputs[0].shape[1:]
         targets = [] if y is None and corrupt is None else [x if y is None else y]
         arrays = [array.reshape(len(array), *shape) for array in (x, *targets)]
-        checks.array(arrays[-1], shape, unit_interval=model.needs_unit_interval)
+        checks.array(arrays[-1], shape, unit_interval=model.needs_unit_interval, missing=model.takes_missing)
         options, callbacks = {}, []
         num_held_out = min(round(fraction * len(x)), len(x) - 1)
         if num_held_out:

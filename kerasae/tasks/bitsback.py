@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from kerasae import checks, writing
-from kerasae.models import PixelVariationalAutoencoder, VariationalAutoencoder
 from kerasae.tasks.containers import pack, unpack
-from kerasae.tasks.entropy_coding import ROUNDING, Bernoulli, Gaussian, Pixels, coder_model, rounded
+from kerasae.tasks.entropy_coding import CODED, ROUNDING, coder_model, rounded
 
 
 class LosslessCodec:
@@ -59,8 +58,12 @@ class LosslessCodec:
     """
 
     def __init__(self, model, batch_size=256):
-        if not isinstance(model, VariationalAutoencoder):
-            raise ValueError(f"`model` must be a VariationalAutoencoder. Received: {model!r}")
+        kinds = [str(getattr(model, kind, None)) for kind in ("posterior", "prior", "likelihood")]
+        if kinds[:2] != ["diagonal", "standard_normal"] or kinds[2] not in CODED:
+            raise ValueError(
+                "`model` must be a VariationalAutoencoder, or another model with a diagonal normal posterior, the prior N(0, I) and one "
+                f"of the likelihoods {list(CODED)}. Received: {model!r}, with {kinds}"
+            )
         self.model = model
         self.batch_size = checks.positive_int(batch_size, "batch_size")
         self.image_shape = tuple(model.decoder.outputs[0].shape[1:])
@@ -71,12 +74,7 @@ class LosslessCodec:
             )
         self._encoder = _in_float64(model.encoder)
         decoder = _in_float64(model.decoder)
-        if isinstance(model, PixelVariationalAutoencoder):
-            self._likelihood = Pixels(model, decoder)
-        elif model.likelihood == "bernoulli":
-            self._likelihood = Bernoulli(decoder)
-        else:
-            self._likelihood = Gaussian(model, decoder)
+        self._likelihood = CODED[model.likelihood.name](model.likelihood, decoder)
         self.fingerprint = writing.sha256(*model.get_weights())
 
     def encode(self, X, verbose=0):

@@ -1,31 +1,22 @@
 """Lossy compression of images: an autoencoder's codes, quantised and entropy-coded into a byte stream that decodes back."""
 
-import json
-import tempfile
-import zipfile
-from pathlib import Path
-
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from kerasae import checks, networks, writing
-from kerasae.models import Autoencoder, RateDistortionAutoencoder
-from kerasae.tasks.base import DeployedPart
-from kerasae.tasks.batches import randomness_of, run, shuffled_batches
+from kerasae import checks, writing
+from kerasae.functions import by_name, of_network
+from kerasae.models import Autoencoder
+from kerasae.tasks import containers
+from kerasae.tasks.base import AutoencoderEstimator, assign
+from kerasae.tasks.batches import run
 from kerasae.tasks.code_tables import RESOLUTION, CodeTables, count
 from kerasae.tasks.containers import as_images, pack, unit_images, unpack
 
 _LARGEST_STEP = 16
-_FILE_VERSION = 1
-
-
-def _unrounded(encoder_output):
-    """The code among an encoder's outputs, before a model rounds it: the codec has steps of its own."""
-    return encoder_output[0] if isinstance(encoder_output, list) else encoder_output
 
 
 class Codec(BaseEstimator):
@@ -88,16 +79,7 @@ class Codec(BaseEstimator):
         random_state=None,
         verbose=0,
     ):
-        self.model = model
-        self.latent_dim = latent_dim
-        self.hidden_units = hidden_units
-        self.network = network
-        self.rate_weight = rate_weight
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
-        self.verbose = verbose
+        assign(self, locals())
 
     def fit(self, X, y=None):
         """Trains the model, if none was given, and counts the codes of the training images.
@@ -233,21 +215,33 @@ class Codec(BaseEstimator):
         images = self.model_.reconstruction_of(run(self.model_.decoder, Z * np.float32(self.step_)))
         return np.clip(images, 0, 1).reshape(len(Z), *self.image_shape_)
 
-    def deployed_parts(self):
+    def functions(self):
         """`transform` and `inverse_transform`, the two networks; the entropy coder between them is no graph."""
         check_is_fitted(self)
         x = keras.Input(self.image_shape_, name="x")
         shaped = keras.layers.Reshape(self.model_.encoder.inputs[0].shape[1:])(x)
-        codes = keras.layers.Flatten()(_unrounded(self.model_.encoder(shaped))) / self.step_
+        codes = keras.layers.Flatten()(tf.nest.flatten(self.model_.encoder(shaped))[0]) / self.step_
         z = keras.Input((len(self.counts_),), name="z")
         images = ops.clip(self.model_.reconstruction_of(self.model_.decoder(z * self.step_)), 0.0, 1.0)
         images = keras.layers.Reshape(self.image_shape_)(images)
-        forth = "from images to codes", keras.Model(x, codes), "z", "the codes, in steps; to be rounded"
-        back = "from rounded codes to images", keras.Model(z, images), "reconstruction", "the images, in [0, 1]"
-        return [
-            DeployedPart("transform", *forth, self.transform, input_meaning="images in [0, 1]"),
-            DeployedPart("inverse_transform", *back, self.inverse_transform, "z", "codes, in steps"),
-        ]
+        return by_name(
+            of_network(
+                "transform",
+                "from images to codes",
+                keras.Model(x, codes),
+                ("z", "the codes, in steps; to be rounded"),
+                self.transform,
+                ("x", "images in [0, 1]"),
+            ),
+            of_network(
+                "inverse_transform",
+                "from rounded codes to images",
+                keras.Model(z, images),
+                ("reconstruction", "the images, in [0, 1]"),
+                self.inverse_transform,
+                ("z", "codes, in steps"),
+            ),
+        )
 
     def made_up_examples(self, num_examples):
         """Random images, for checks without data."""
@@ -265,10 +259,7 @@ class Codec(BaseEstimator):
             The path, as `pathlib.Path`.
         """
         check_is_fitted(self)
-        path = Path(path)
         facts = {
-            "format": "kerasae codec",
-            "version": _FILE_VERSION,
             "image_shape": list(self.image_shape_),
             "step": self.step_,
             "offsets": self.offsets_.tolist(),
@@ -276,12 +267,7 @@ class Codec(BaseEstimator):
             "fingerprint": self.fingerprint_,
             "parameters": {k: v for k, v in self.get_params(deep=False).items() if k not in ("model", "random_state")},
         }
-        with tempfile.TemporaryDirectory() as folder, writing.file(path) as beside:
-            self.model_.save(f"{folder}/model.keras")
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("codec.json", json.dumps(facts))
-                archive.write(f"{folder}/model.keras", "model.keras")
-        return path
+        return containers.save(path, facts, self.model_)
 
     @classmethod
     def load(cls, path):
@@ -294,19 +280,7 @@ class Codec(BaseEstimator):
             FileNotFoundError: where there is none.
             ValueError: where it is no codec, was changed, or was written by a newer version.
         """
-        try:
-            with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-                facts = json.loads(archive.read("codec.json"))
-                if facts.get("format") != "kerasae codec":
-                    raise KeyError("format")
-                if facts["version"] > _FILE_VERSION:
-                    raise ValueError(
-                        f"{path} was written by a newer kerasae (codec version {facts['version']}, this one reads up to {_FILE_VERSION}): "
-                        "update kerasae."
-                    )
-                model = keras.saving.load_model(archive.extract("model.keras", folder), compile=False)
-        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a codec that `Codec.save` wrote, or it is damaged: {error}") from error
+        facts, model = containers.load(path)
         codec = cls(**facts["parameters"])
         codec.model_ = model
         codec.image_shape_ = tuple(facts["image_shape"])
@@ -321,25 +295,26 @@ class Codec(BaseEstimator):
     # -- Codes and tables --------------------------------------------------------------------------------------------------------------
 
     def _train(self, x):
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
-        epochs = checks.positive_int(self.epochs, "epochs")
-        batch_size = checks.positive_int(self.batch_size, "batch_size")
-        learning_rate = checks.real_number(self.learning_rate, "learning_rate", minimum=0, exclusive=True)
-        with randomness_of(seed):
-            encoder = networks.encoder(x.shape[1:], {"z": latent_dim}, self.hidden_units, self.network)
-            decoder = networks.decoder(x.shape[1:], latent_dim, self.hidden_units, self.network)
-        model = RateDistortionAutoencoder(encoder, decoder, self.rate_weight, seed=seed)
-        steps = -(-len(x) // batch_size)
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
-        model.compile(optimizer=keras.optimizers.Adam(schedule))
-        batches = shuffled_batches([x], batch_size, steps, epochs, seed, corrupt=None)
-        model.fit(batches, epochs=epochs, steps_per_epoch=steps, shuffle=False, verbose=self.verbose)
-        model.compile(optimizer="sgd")  # Adam's moments serve nobody any more
-        return model
+        trainer = AutoencoderEstimator(
+            "rate_distortion",
+            latent_dim=self.latent_dim,
+            hidden_units=self.hidden_units,
+            network=self.network,
+            model_options={"rate_weight": self.rate_weight},
+            scaling=None,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            validation_fraction=0.0,
+            random_state=self.random_state,
+            verbose=self.verbose,
+        )
+        trainer._rate_falls = True
+        return trainer._fit_model(x, seed=trainer._seed())
 
     def _codes(self, x):
-        return _unrounded(run(self.model_.encoder, x)).reshape(len(x), -1)
+        # Not `code_of`, which a rate-distortion model rounds: the codec has steps of its own.
+        return tf.nest.flatten(run(self.model_.encoder, x))[0].reshape(len(x), -1)
 
     def _fingerprint(self):
         facts = f"{self.step_!r} {self.image_shape_}".encode()

@@ -1,14 +1,19 @@
-"""Streams of bytes that describe themselves: images in, images out, and the container that `Codec` and `LosslessCodec` write."""
+"""Bytes that describe themselves: the streams of `Codec` and `LosslessCodec`, images in and out of them, and a codec's file."""
 
+import json
 import struct
+import tempfile
+import zipfile
 import zlib
+from pathlib import Path
 
+import keras
 import numpy as np
 
-from kerasae import checks
+from kerasae import checks, writing
 
 _MAGIC = b"KRAE"
-_VERSION = 1
+_VERSION, _FILE_VERSION = 1, 1
 _KINDS = ("lossy", "lossless")
 _DTYPES = ("uint8", "float32", "float64")
 _START = struct.Struct("<4sBBB8s")  # magic, version, kind, dtype, fingerprint
@@ -93,6 +98,34 @@ def unpack(stream, kind, fingerprint):
         )
     header = {"dtype": _DTYPES[dtype], "parameters": parameters, "num_images": num_images, "image_shape": tuple(shape)}
     return header, np.frombuffer(stream, "<u4", num_words, position).astype("uint32")
+
+
+def save(path, facts, model):
+    """Writes a codec's facts, a dict for JSON, and its Keras model into one file, a zip archive; gives its path."""
+    facts = {"format": "kerasae codec", "version": _FILE_VERSION, **facts}
+    with tempfile.TemporaryDirectory() as folder, writing.file(path) as beside:
+        model.save(f"{folder}/model.keras")
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("codec.json", json.dumps(facts))
+            archive.write(f"{folder}/model.keras", "model.keras")
+    return Path(path)
+
+
+def load(path):
+    """`(facts, model)` that `save` wrote; raises `ValueError` on what it didn't, and on what a newer version wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+            facts = json.loads(archive.read("codec.json"))
+            if facts.get("format") != "kerasae codec":
+                raise KeyError("format")
+            if facts["version"] > _FILE_VERSION:
+                raise ValueError(
+                    f"{path} was written by a newer kerasae (codec version {facts['version']}, this one reads up to {_FILE_VERSION}): "
+                    "update kerasae."
+                )
+            return facts, keras.saving.load_model(archive.extract("model.keras", folder), compile=False)
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a codec that `Codec.save` wrote, or it is damaged: {error}") from error
 
 
 def _varint(number):

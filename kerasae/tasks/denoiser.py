@@ -8,9 +8,10 @@ import tensorflow as tf
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks, metrics
+from kerasae.functions import by_name, of_network
 from kerasae.models import DenoisingAutoencoder
 from kerasae.models.denoising import CORRUPTIONS
-from kerasae.tasks.base import AutoencoderTransformer, DeployedPart
+from kerasae.tasks.base import AutoencoderTransformer, assign
 from kerasae.tasks.batches import run
 
 # From no noise to noise so strong that only a little of the image still shows: one model for the whole range.
@@ -66,6 +67,8 @@ class Denoiser(AutoencoderTransformer):
     # The model gets pairs and corrupts nothing itself.
     _builder_options: ClassVar = {"corruption": None}
     _rate_falls: ClassVar = True
+    # The range that `fit` saw becomes [0, 1].
+    scaling: ClassVar = "range"
 
     def __init__(
         self,
@@ -87,25 +90,7 @@ class Denoiser(AutoencoderTransformer):
         random_state=None,
         verbose=0,
     ):
-        super().__init__(
-            model,
-            latent_dim=latent_dim,
-            hidden_units=hidden_units,
-            network=network,
-            model_options=model_options,
-            scaling="range",
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.corruption = corruption
-        self.strength = strength
-        self.shortcut = shortcut
-        self.clip = clip
+        assign(self, locals())
 
     def fit(self, X, y=None):
         """Fits the model to clean images, or to pairs.
@@ -178,16 +163,15 @@ class Denoiser(AutoencoderTransformer):
         scaled = np.clip(self._scale(clean), 0, 1).reshape(len(X), -1)
         return metrics.psnr(scaled, self._scale(self.denoise(X)).reshape(len(X), -1))
 
-    def deployed_parts(self):
-        """`denoise`, from noisy images to denoised ones."""
+    def functions(self):
+        """`denoise`, from noisy images to denoised ones; see `AutoencoderEstimator.functions`."""
         check_is_fitted(self)
         x, scaled = self._scaled_input(self.model_.encoder.inputs[0].shape[1:])
         code = self.model_.code_of(self.model_.encoder(scaled))
         reconstruction = self.model_.reconstruction_of(self.model_.decoder(code))
         denoised = self._unscaled_output(keras.ops.clip(reconstruction, 0.0, 1.0))
-        network = keras.Model(x, denoised)
-        meaning = "from noisy to denoised images"
-        return [DeployedPart("denoise", meaning, network, "denoised", "denoised images", self.denoise)]
+        output, network = ("denoised", "denoised images"), keras.Model(x, denoised)
+        return by_name(of_network("denoise", "from noisy to denoised images", network, output, self.denoise))
 
     def _build_model(self, input_shape, seed):
         model = super()._build_model(input_shape, seed)

@@ -3,9 +3,9 @@
 import functools
 import math
 
-import keras
 import numpy as np
 
+from kerasae.distributions import logits_decoder
 from kerasae.models.pixels import HINT_RADIUS, LEVELS, MAX_LOGIT
 
 # Means and deviations in bins are rounded to multiples of 1/16: the same number from slightly different float64 results.
@@ -24,17 +24,8 @@ def coder_model(name, *arguments, **options):
 
 def _logits_of(decoder):
     """A function from z to the logits of a decoder's probabilities, in NumPy."""
-    last = decoder.layers[-1]
-    if isinstance(last, keras.layers.Activation) and last.activation is keras.activations.sigmoid:
-        network = keras.Model(decoder.inputs, last.input)
-        return lambda z: network(z, training=False).numpy()
-
-    def from_probabilities(z):
-        p = decoder(z, training=False).numpy()
-        with np.errstate(divide="ignore"):
-            return np.log(p) - np.log1p(-p)
-
-    return from_probabilities
+    logits = logits_decoder(decoder)
+    return lambda z: logits(z, False)[1].numpy()
 
 
 # Logits are rounded to multiples of 1/64 and looked up, up to a probability of 2^-22.
@@ -58,7 +49,7 @@ class Bernoulli:
 
     num_levels = 2
 
-    def __init__(self, decoder):
+    def __init__(self, likelihood, decoder):
         self.logits = _logits_of(decoder)
 
     def push(self, coder, pixels, z):
@@ -80,11 +71,11 @@ class Gaussian:
 
     num_levels = LEVELS
 
-    def __init__(self, model, decoder):
+    def __init__(self, likelihood, decoder):
         self.decoder = decoder
-        self.variance = model.variance
-        if model.variance == "learned":
-            self.variance = float(np.exp(np.float64(model.log_variance.numpy())))
+        self.variance = likelihood.variance
+        if likelihood.variance == "learned":
+            self.variance = float(np.exp(np.float64(likelihood.log_variance.numpy())))
 
     def push(self, coder, pixels, z):
         mean, deviation = self._parameters(z)
@@ -117,15 +108,15 @@ class Pixels:
 
     num_levels = LEVELS
 
-    def __init__(self, model, decoder):
+    def __init__(self, likelihood, decoder):
         self.logits = _logits_of(decoder)
-        self.model = model
+        self.likelihood = likelihood
         self.shape = decoder.outputs[0].shape[1:3]
-        self.ink = _FixedMLP(model.ink)
-        self.values = _FixedMLP(model.values)
-        self.embedding = _fixed(model.embedding.embeddings.numpy(), 8)
-        self.histogram = _fixed(model.histogram.kernel.numpy(), 12)
-        self.repeats = _fixed(model.repeats.numpy(), 12)
+        self.ink = _FixedMLP(likelihood.ink)
+        self.values = _FixedMLP(likelihood.values)
+        self.embedding = _fixed(likelihood.embedding.embeddings.numpy(), 8)
+        self.histogram = _fixed(likelihood.histogram.kernel.numpy(), 12)
+        self.repeats = _fixed(likelihood.repeats.numpy(), 12)
         self.log_counts = _fixed(np.log1p(np.arange(math.prod(self.shape) + 1)), 8)
         # What a value's logit below the largest weighs against it; nothing is impossible.
         self.exponential = np.maximum(
@@ -159,7 +150,7 @@ class Pixels:
     def pop(self, coder, z):
         num_images = z.shape[0]
         padded, hints, windows = self._prepare(np.zeros((num_images, *self.shape), "int32"), z)
-        r = self.model.radius
+        r = self.likelihood.radius
         counts = np.zeros((num_images, LEVELS - 1), "int32")
         family, categorical = coder_model("Bernoulli", perfect=False), coder_model("Categorical", perfect=False)
         for i, j in np.ndindex(*self.shape):
@@ -178,15 +169,15 @@ class Pixels:
 
     @property
     def _window(self):
-        return (self.model.radius + 1, 2 * self.model.radius + 1)
+        return (self.likelihood.radius + 1, 2 * self.likelihood.radius + 1)
 
     def _context(self, windows):
         """The neighbours before the pixel: the window's first entries, row by row."""
-        return windows.reshape(*windows.shape[:-2], -1)[..., : len(self.model._context)]
+        return windows.reshape(*windows.shape[:-2], -1)[..., : len(self.likelihood.context)]
 
     def _prepare(self, pixels, z):
         """Padded pixels, the decoder's logits as multiples of 1/16, (n, height, width), and their windows as the networks see them."""
-        r, h = self.model.radius, HINT_RADIUS
+        r, h = self.likelihood.radius, HINT_RADIUS
         hints = np.clip(rounded(self.logits(z)[..., 0]), -MAX_LOGIT, MAX_LOGIT)
         padded_hints = np.pad(hints, ((0, 0), (h, h), (h, h)), constant_values=-MAX_LOGIT) / 4
         windows = np.lib.stride_tricks.sliding_window_view(padded_hints, (2 * h + 1, 2 * h + 1), axis=(1, 2))
@@ -200,7 +191,7 @@ class Pixels:
 
     def _value_weights(self, context, windows, counts):
         """(n, 255): whole numbers in float64, in proportion to the values' probabilities."""
-        near = context[:, self.model._near]
+        near = context[:, self.likelihood.near]
         counts = self.log_counts[counts]
         embedded = self.embedding[near].reshape(len(near), -1)
         logits = self.values(
@@ -234,3 +225,7 @@ class _FixedMLP:
             rows = _activation(np.maximum(rows @ kernel + bias, 0))
         kernel, bias = self.layers[-1]
         return rows @ kernel + bias
+
+
+# By the names of a model's likelihood.
+CODED = {"bernoulli": Bernoulli, "gaussian": Gaussian, "pixels": Pixels}

@@ -12,11 +12,12 @@ _LEAST_NOISE = 0.01
 _HELD_OUT = 0.15
 
 
-def fit_factors(pairs, latent_dim, seed):
-    """Loadings `(columns, factors)`, mean and variances of noise of the factor analysis that predicts held-out entries best."""
+def fit_factors(x, latent_dim, seed):
+    """The factor analysis that predicts held-out entries of rows with NaN best: loadings `(columns, factors)`, mean, noise's variances."""
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(pairs))[:_FACTOR_ROWS]
-    x, observed = np.moveaxis(pairs[rows].astype("float64"), -1, 0)
+    x = x[rng.permutation(len(x))[:_FACTOR_ROWS]].astype("float64")
+    observed = (~np.isnan(x)).astype("float64")
+    x = np.nan_to_num(x)
     held_out = (observed > 0) & (rng.random(observed.shape) < _HELD_OUT)
     errors = {}
     for rank in _RANKS:

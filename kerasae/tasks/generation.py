@@ -5,7 +5,7 @@ import copy
 import numpy as np
 
 from kerasae import checks
-from kerasae.models import Autoencoder, VariationalAutoencoder
+from kerasae.models import Autoencoder
 
 INTERPOLATIONS = ("linear", "spherical")
 
@@ -48,10 +48,10 @@ def fit_prior(model, x, num_components=10, seed=0, max_iter=200):
 
     _check_model(model)
     num_components = checks.positive_int(num_components, "num_components")
-    x = checks.array(x, model.encoder.inputs[0].shape[1:])
+    x = checks.array(x, model.encoder.inputs[0].shape[1:], missing=model.takes_missing)
     if len(x) < num_components:
         raise ValueError(f"`x` must hold at least {num_components} examples, one per component. Received: {len(x)}")
-    codes = _posterior_sample(model, x, seed) if isinstance(model, VariationalAutoencoder) else model.encode(x)
+    codes = model.encode(x) if model.posterior is None else _posterior_sample(model, x, seed)
     codes = codes.reshape(len(codes), -1).astype("float64")
     return GaussianMixture(num_components, random_state=seed, max_iter=max_iter, reg_covar=1e-6 * codes.var()).fit(
         codes
@@ -86,7 +86,7 @@ def sample(model, num_samples, prior=None, seed=None):
     _check_model(model)
     num_samples = checks.positive_int(num_samples, "num_samples")
     if prior is None:
-        if not isinstance(model, VariationalAutoencoder):
+        if model.prior is None:
             raise ValueError(
                 f"`model` is a {type(model).__name__}, whose codes have no distribution to draw from. Fit one: "
                 "prior=kerasae.tasks.fit_prior(model, x_train)."
@@ -196,6 +196,6 @@ def _code(model, example, name):
 
 
 def _posterior_sample(model, x, seed):
-    mean, log_variance = model.encoder.predict(x, batch_size=256, verbose=0)
-    noise = np.random.default_rng(seed).standard_normal(mean.shape)
-    return mean + np.exp(0.5 * log_variance) * noise
+    parameters = model.encoder.predict(x, batch_size=256, verbose=0)
+    noise = np.random.default_rng(seed).standard_normal(parameters[0].shape)
+    return np.asarray(model.posterior.sample_from(parameters, noise.astype("float32")))

@@ -13,11 +13,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks, networks
+from kerasae.distributions import log_ratio
+from kerasae.functions import by_name, of_network
 from kerasae.models import IncompleteDataAutoencoder
-from kerasae.models.incomplete import LOG_SCALES, FactorPosterior, ObservedPairs, log_density, log_ratio
-from kerasae.tasks.base import AutoencoderEstimator, DeployedPart
+from kerasae.models.incomplete import LOG_SCALES, FactorPosterior, ObservedPairs, StudentT
+from kerasae.tasks.base import AutoencoderEstimator, assign
 from kerasae.tasks.batches import run
 from kerasae.tasks.factor_analysis import fit_factors
+from kerasae.tasks.imputer_layers import ImportanceWeightedMean, PosteriorSamples
 
 # Rows that are imputed at a time: each is decoded `n_samples` times.
 _ROWS_AT_ONCE = 64
@@ -84,6 +87,8 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
     """
 
     _rate_falls: ClassVar = True
+    # A model of its own.
+    model: ClassVar = None
 
     def __init__(
         self,
@@ -103,22 +108,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         random_state=None,
         verbose=0,
     ):
-        super().__init__(
-            latent_dim=latent_dim,
-            hidden_units=hidden_units,
-            scaling=scaling,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            random_state=random_state,
-            verbose=verbose,
-        )
-        self.activation = activation
-        self.n_importance_samples = n_importance_samples
-        self.n_samples = n_samples
-        self.corruption_rate = corruption_rate
+        assign(self, locals())
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -146,10 +136,10 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
             raise ValueError(f"`corruption_rate` must lie in [0, 1). Received: {rate:g}")
         n_samples = checks.positive_int(self.n_samples, "n_samples")
         latent_dim = checks.positive_int(self.latent_dim, "latent_dim")
-        pairs = _pairs(self._fit_scaling(X))
+        x = self._fit_scaling(X)
         seed = self._seed()
-        self.loadings_, self.mean_, self.noise_variance_ = fit_factors(pairs, latent_dim, seed)
-        self.model_ = self._fit_model(pairs, seed=seed, corrupt=_hide(rate) if rate else None)
+        self.loadings_, self.mean_, self.noise_variance_ = fit_factors(x, latent_dim, seed)
+        self.model_ = self._fit_model(x, seed=seed, corrupt=_hide(rate) if rate else None)
         self.network_ = self._imputation_network(n_samples, seed)
         return self
 
@@ -187,17 +177,24 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         incomplete = np.flatnonzero(np.isnan(X).any(axis=1))
         for start in range(0, len(incomplete), _ROWS_AT_ONCE):
             rows = incomplete[start : start + _ROWS_AT_ONCE]
-            pairs = _pairs(self._scale(X[rows]))
-            z_mean, z_log_var = run(self.model_.encoder, pairs)
+            x = self._scale(X[rows])
+            values, observed = (np.asarray(part)[:, None] for part in StudentT().observed(x))
+            # Models that earlier versions pickled take pairs, and give pairs of location and ln scale.
+            takes_pairs = not self.model_.takes_missing
+            z_mean, z_log_var = run(
+                self.model_.encoder, np.stack([values[:, 0], observed[:, 0]], -1) if takes_pairs else x
+            )
             noise = random_state.standard_normal((len(rows), self.n_samples, z_mean.shape[1])).astype("float32")
-            z = z_mean[:, None] + np.exp(0.5 * z_log_var)[:, None] * noise
-            parameters = run(self.model_.decoder, z.reshape(-1, z.shape[-1]), 4096)
+            z = self.model_.posterior.sample_from((z_mean[:, None], z_log_var[:, None]), noise).numpy()
+            outputs = run(self.model_.decoder, z.reshape(-1, z.shape[-1]), 4096)
             # (rows, S, columns)
-            location, log_scale = np.moveaxis(parameters.reshape(len(rows), self.n_samples, -1, 2), -1, 0)
+            location, log_scale = (
+                part.reshape(len(rows), self.n_samples, -1)
+                for part in (np.moveaxis(outputs, -1, 0) if takes_pairs else outputs)
+            )
             scale = np.exp(np.clip(log_scale, *LOG_SCALES))
-            log_density = stats.t.logpdf(pairs[:, None, :, 0], degrees, location, scale)
-            log_weights = (log_density * pairs[:, None, :, 1]).sum(axis=2)
-            log_weights += 0.5 * (np.square(noise) + z_log_var[:, None] - np.square(z)).sum(axis=2)
+            log_weights = (stats.t.logpdf(values, degrees, location, scale) * observed).sum(axis=2)
+            log_weights += log_ratio(z, z_log_var[:, None], noise, batch_axes=2).numpy()
             weights = special.softmax(log_weights, axis=1)
             for i, row in enumerate(rows):
                 chosen = random_state.choice(self.n_samples, n_imputations, p=weights[i])
@@ -207,30 +204,30 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
                 drawn[:, row, missing] = values[:, missing]
         return drawn
 
-    def deployed_parts(self):
-        """`transform`, from raw rows with NaN to imputed ones."""
+    def functions(self):
+        """`transform`, from raw rows with NaN to imputed ones; see `AutoencoderEstimator.functions`."""
         check_is_fitted(self)
         x, scaled = self._scaled_input()
         imputed = ops.where(ops.isnan(x), self._unscaled_output(self.network_(scaled)), x)
-        return [
-            DeployedPart(
+        return by_name(
+            of_network(
                 "transform",
                 "from rows with NaN to imputed rows",
                 keras.Model(x, imputed),
-                "imputed",
-                "rows with conditional means for NaN",
+                ("imputed", "rows with conditional means for NaN"),
                 self.transform,
-                input_meaning="rows, unscaled, with NaN for what is missing",
+                ("x", "rows, unscaled, with NaN for what is missing"),
             )
-        ]
+        )
 
     # -- The parts ---------------------------------------------------------------------------------------------------------------------
 
     def _build_model(self, input_shape, seed):
         columns, rank = self.loadings_.shape
         heads = {"z_mean": self.latent_dim, "z_log_var": self.latent_dim}
-        encoder = networks.encoder(input_shape, heads, self.hidden_units, activation=self.activation)
-        decoder = networks.decoder(input_shape, self.latent_dim, self.hidden_units, activation=self.activation)
+        pairs_shape = (columns, 2)
+        encoder = networks.encoder(pairs_shape, heads, self.hidden_units, activation=self.activation)
+        decoder = networks.decoder(pairs_shape, self.latent_dim, self.hidden_units, activation=self.activation)
         # The networks' part is 0 at first.
         for layer in (encoder.get_layer("z_mean"), encoder.get_layer("z_log_var"), decoder.get_layer("logits")):
             layer.kernel.assign(ops.zeros_like(layer.kernel))
@@ -239,22 +236,22 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         factors.mean.assign(self.mean_)
         factors.precision.assign(1 / self.noise_variance_)
         linear = keras.layers.Dense(2 * columns, name="linear")
-        pairs, z = keras.Input(input_shape, name="x"), keras.Input((self.latent_dim,), name="z")
-        filled, z_mean, z_log_var = factors(pairs)
+        x, z = keras.Input(input_shape, name="x"), keras.Input((self.latent_dim,), name="z")
+        filled, z_mean, z_log_var = factors(ObservedPairs(name="pairs")(x))
         more_mean, more_log_var = encoder(filled)
         codes = [
             keras.layers.Add(name="z_mean")([z_mean, more_mean]),
             keras.layers.Add(name="z_log_var")([z_log_var, more_log_var]),
         ]
-        parameters = keras.layers.Reshape(input_shape, name="linear_reshape")(linear(z))
+        parameters = keras.layers.Reshape(pairs_shape, name="linear_reshape")(linear(z))
         parameters = keras.layers.Add(name="parameters")([parameters, decoder(z)])
         kernel = np.zeros((self.latent_dim, columns, 2))
         kernel[:rank, :, 0] = self.loadings_.T
         bias = np.stack([self.mean_, 0.5 * np.log(self.noise_variance_)], axis=-1)
         linear.set_weights([kernel.reshape(self.latent_dim, -1), bias.ravel()])
         return IncompleteDataAutoencoder(
-            keras.Model(pairs, codes, name="encoder"),
-            keras.Model(z, parameters, name="decoder"),
+            keras.Model(x, codes, name="encoder"),
+            keras.Model(z, [parameters[..., 0], parameters[..., 1]], name="decoder"),
             k=self.n_importance_samples,
             seed=seed,
         )
@@ -266,87 +263,21 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
         sobol = stats.qmc.Sobol(latent_dim, rng=seed).random_base2(math.ceil(math.log2(n_samples)))
         noise = special.ndtri(np.clip(sobol[:n_samples], 1e-7, 1 - 1e-7))
         x = keras.Input(self.input_shape_, name="scaled")
-        pairs = ObservedPairs(name="pairs")(x)
-        z_mean, z_log_var = encoder(pairs)
+        z_mean, z_log_var = encoder(x)
         spread = PosteriorSamples(noise.shape, name="samples")
         spread.noise.assign(noise)
         z = spread([z_mean, z_log_var])
         mean = ImportanceWeightedMean([float(v) for v in self.model_.degrees_of_freedom()], name="mean")
-        return keras.Model(x, mean([pairs, z_mean, z_log_var, z, decoder(z)]), name="imputation")
-
-
-@keras.saving.register_keras_serializable("kerasae")
-class PosteriorSamples(keras.layers.Layer):
-    """`z_l = z_mean + sigma * noise_l` for noise that is a weight: `(batch, latent_dim)` twice to `(batch * S, latent_dim)`.
-
-    Args:
-        shape: of the noise, (S, latent_dim).
-    """
-
-    def __init__(self, shape, **kwargs):
-        super().__init__(**kwargs)
-        self.shape = checks.positive_ints(shape, "shape")
-        self.noise = self.add_weight(shape=self.shape, trainable=False, initializer="zeros", name="noise")
-        self.built = True
-
-    def call(self, inputs):
-        z_mean, z_log_var = inputs
-        # (batch, 1, latent_dim) and (S, latent_dim)
-        z = ops.expand_dims(z_mean, 1) + ops.expand_dims(ops.exp(0.5 * z_log_var), 1) * self.noise
-        return ops.reshape(z, (-1, self.shape[1]))
-
-    def compute_output_shape(self, input_shape):
-        return (None, self.shape[1])
-
-    def get_config(self):
-        return {**super().get_config(), "shape": self.shape}
-
-
-@keras.saving.register_keras_serializable("kerasae")
-class ImportanceWeightedMean(keras.layers.Layer):
-    """`sum_l w_l mu(z_l) / sum_l w_l` of samples z_l of the posterior: `(batch, columns)`.
-
-    Takes `[pairs, z_mean, z_log_var, z, parameters]`, as the imputation network makes them.
-
-    Args:
-        degrees: list, the degrees of freedom of each column.
-    """
-
-    def __init__(self, degrees, **kwargs):
-        super().__init__(**kwargs)
-        self.degrees = list(degrees)
-
-    def call(self, inputs):
-        pairs, z_mean, z_log_var, z, parameters = inputs
-        columns, latent_dim = len(self.degrees), z_mean.shape[1]
-        # (batch * S, ...) -> (S, batch, ...), the order of training
-        samples = ops.shape(z)[0] // ops.shape(z_mean)[0]
-        z = ops.transpose(ops.reshape(z, (-1, samples, latent_dim)), (1, 0, 2))
-        parameters = ops.transpose(ops.reshape(parameters, (-1, samples, columns, 2)), (1, 0, 2, 3))
-        degrees = np.asarray(self.degrees, "float32")
-        log_weights = log_ratio(z, z_mean, z_log_var) + log_density(pairs, parameters, degrees)
-        weights = ops.exp(log_weights - ops.max(log_weights, axis=0, keepdims=True))
-        weights = weights / ops.sum(weights, axis=0, keepdims=True)
-        return ops.sum(ops.expand_dims(weights, -1) * parameters[..., 0], axis=0)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape[0][:2]
-
-    def get_config(self):
-        return {**super().get_config(), "degrees": self.degrees}
-
-
-def _pairs(x):
-    """What `ObservedPairs` gives, in NumPy."""
-    missing = np.isnan(x)
-    return np.stack([np.where(missing, 0, x), ~missing], axis=-1).astype("float32")
+        parameters = ops.stack(decoder(z), axis=-1)
+        return keras.Model(
+            x, mean([ObservedPairs(name="pairs")(x), z_mean, z_log_var, z, parameters]), name="imputation"
+        )
 
 
 def _hide(rate):
-    """A function that hides observed entries of a batch of pairs at random."""
+    """A function that hides observed entries of a batch at random."""
 
-    def hide(pairs, seed):
-        kept = tf.random.stateless_uniform(tf.shape(pairs)[:-1], seed) >= rate
-        return pairs * tf.cast(kept, tf.float32)[..., None]
+    def hide(x, seed):
+        return tf.where(tf.random.stateless_uniform(tf.shape(x), seed) >= rate, x, np.nan)
 
     return hide

@@ -5,7 +5,8 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from kerasae.tasks.base import AutoencoderTransformer, DeployedPart
+from kerasae.functions import by_name, of_network
+from kerasae.tasks.base import AutoencoderTransformer, assign
 from kerasae.tasks.batches import run
 
 
@@ -60,21 +61,7 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
         random_state=None,
         verbose=0,
     ):
-        super().__init__(
-            model,
-            latent_dim=latent_dim,
-            hidden_units=hidden_units,
-            network=network,
-            model_options=model_options,
-            scaling=scaling,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            random_state=random_state,
-            verbose=verbose,
-        )
+        assign(self, locals())
 
     def fit(self, X, y=None):
         """Fits the model.
@@ -111,30 +98,28 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
         difference = self._validate(X) - self.inverse_transform(self.transform(X))
         return -float(np.square(difference, dtype="float64").sum() / len(difference))
 
-    def deployed_parts(self):
-        """`transform`, from raw examples to codes (served by default), and `inverse_transform`."""
+    def functions(self):
+        """`transform`, from raw examples to codes, and `inverse_transform`, back; see `AutoencoderEstimator.functions`."""
         check_is_fitted(self)
         x, scaled = self._scaled_input(self.model_.encoder.inputs[0].shape[1:])
-        codes = self.model_.code_of(self.model_.encoder(scaled))
-        codes = keras.layers.Flatten(name="codes")(codes)
+        codes = keras.layers.Flatten(name="codes")(self.model_.code_of(self.model_.encoder(scaled)))
         z = keras.Input((self._n_features_out,), name="z")
         shaped = keras.layers.Reshape(self.model_.decoder.inputs[0].shape[1:])(z)
         reconstruction = self._unscaled_output(self.model_.reconstruction_of(self.model_.decoder(shaped)))
-        return [
-            DeployedPart(
-                "transform", "from examples to codes", keras.Model(x, codes), "z", "the codes", self.transform
+        meaning = "the reconstructions, in the units of x"
+        return by_name(
+            of_network(
+                "transform", "from examples to codes", keras.Model(x, codes), ("z", "the codes"), self.transform
             ),
-            DeployedPart(
+            of_network(
                 "inverse_transform",
                 "from codes to reconstructions",
                 keras.Model(z, reconstruction),
-                "reconstruction",
-                "the reconstructions, in the units of x",
+                ("reconstruction", meaning),
                 self.inverse_transform,
-                "z",
-                "codes",
+                ("z", "codes"),
             ),
-        ]
+        )
 
     @property
     def _n_features_out(self):

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from kerasae import checks, runtime, writing
@@ -294,19 +295,14 @@ class _OnnxEncoder(runtime.OnnxFunction):
 
 
 def _keras_bytes(model):
-    import keras
-
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        keras.saving.save_model(model, path)
-        return path.read_bytes()
+        model.save(f"{folder}/model.keras")
+        return Path(folder, "model.keras").read_bytes()
 
 
 def _keras_model(content):
-    import keras
-
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
+        path = Path(folder, "model.keras")
         path.write_bytes(content)
         return keras.saving.load_model(path, compile=False)
 
