@@ -200,8 +200,8 @@ class SaltAndPepperCorruption(Corruption):
         return ops.where(uniform >= 1 - self.corruption_rate / 2, ops.cast(self.maximum, x.dtype), x)
 
     def get_config(self):
-        config = {"corruption_rate": self.corruption_rate, "minimum": self.minimum, "maximum": self.maximum}
-        return {**super().get_config(), **config}
+        own = {"corruption_rate": self.corruption_rate, "minimum": self.minimum, "maximum": self.maximum}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -244,9 +244,7 @@ class KSparse(keras.layers.Layer):
         self.max_k = self.k
 
     def build(self, input_shape):
-        self.num_units = 1
-        for size in input_shape[1:]:
-            self.num_units *= size
+        self.num_units = math.prod(input_shape[1:])
         if self.k > self.num_units:
             raise ValueError(f"`k` must be at most the number of units, {self.num_units}. Received: {self.k}")
         self.current_k = self.add_weight(
@@ -343,9 +341,5 @@ class TiedDense(keras.layers.Layer):
         return (*input_shape[:-1], self.units)
 
     def get_config(self):
-        config = {
-            "tied_to": self.tied_to,
-            "units": self.units,
-            "activation": keras.activations.serialize(self.activation),
-        }
-        return {**super().get_config(), **config}
+        activation = keras.activations.serialize(self.activation)
+        return {**super().get_config(), "tied_to": self.tied_to, "units": self.units, "activation": activation}
