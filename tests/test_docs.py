@@ -34,7 +34,7 @@ MODULES = [
     "zoo",
     *(
         f"{room}.{path.stem}"
-        for room in ("figures", "models", "runs", "tasks")
+        for room in ("figures", "models", "networks", "runs", "tasks")
         for path in sorted((ROOT / "kerasae" / room).glob("*.py"))
         if path.stem != "__init__"
     ),
