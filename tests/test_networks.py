@@ -9,6 +9,7 @@ from keras import layers
 
 from kerasae import builders, networks, tasks
 from kerasae.registry import NETWORKS
+from kerasae.runs import recipes, training
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,30 @@ def test_a_kind_of_a_user_s_own_in_builders_and_estimators(residual):
     reducer = tasks.Reducer(network="residual", hidden_units=(6,), epochs=1, random_state=0).fit(x[..., 0])
     assert reducer.model_.encoder.input_shape == (None, 8, 1)
     assert reducer.transform(x[..., 0]).shape == (40, 2)
+
+
+def test_a_recipe_imports_the_module_that_registers_a_kind(tmp_path, monkeypatch):
+    (tmp_path / "kinds_of_mine.py").write_text(
+        "import kerasae\nfrom kerasae.networks.dense import Dense\n\n\n"
+        "@kerasae.networks.register('renamed')\nclass Renamed(Dense):\n    hidden_units = (7,)\n"
+    )
+    recipe = recipes.Recipe(
+        modules=["kinds_of_mine"],
+        family="undercomplete",
+        description="",
+        data={"name": "digits"},
+        model={"latent_dim": 2, "network": "renamed"},
+        training={"epochs": 1},
+        measure=[],
+    )
+    with pytest.raises(ValueError, match="module 'kinds_of_mine' can't be imported.*PYTHONPATH"):
+        training.build(recipe, (8, 8, 1), 10)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert training.build(recipe, (8, 8, 1), 10).encoder.get_layer("hidden_1").units == 7
+    finally:
+        NETWORKS.remove("renamed")
+    assert "modules" not in recipes.to_toml(recipe.model_copy(update={"modules": None}))
 
 
 def test_what_a_kind_does_not_take_is_refused(residual):

@@ -3,6 +3,7 @@
 A recipe names the data, the family and its builder's arguments, how to train, and what to measure under which protocol.
 """
 
+import importlib
 import inspect
 import tomllib
 from pathlib import Path
@@ -89,6 +90,8 @@ class Training(_Section):
 class Recipe(_Section):
     """A recipe file's contents."""
 
+    # Modules that register families or kinds of networks of your own; imported first.
+    modules: list[str] | None = None
     family: str
     description: str
     seed: pydantic.NonNegativeInt = 0
@@ -157,7 +160,14 @@ def builder(family):
 
 
 def check(recipe):
-    """Raises on a family, or an option of it, that there isn't, before any data is read."""
+    """Raises on a module, a family, or an option of it, that there isn't, before any data is read."""
+    for module in recipe.modules or ():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"The recipe's module {module!r} can't be imported: {error}. Install it, or add its folder to PYTHONPATH."
+            ) from error
     known = options(recipe.family)
     for option in recipe.model:
         checks.choice(option, f"option of {recipe.family}", known)
