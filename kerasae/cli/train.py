@@ -33,7 +33,7 @@ FAMILY is one of
 
 Options override a recipe file. --resume continues a run that was stopped.
 """.format(
-    families="\n".join(f"  {name:14} {facts['purpose']}" for name, facts in registry.FAMILIES.declared().items())
+    families="\n".join(f"  {name:15} {facts['purpose']}" for name, facts in registry.FAMILIES.declared().items())
 )
 
 

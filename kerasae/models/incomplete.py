@@ -254,7 +254,7 @@ def _log_gamma(x):
 
 @family(
     title="incomplete data",
-    purpose="examples in which values are missing: codes, scores and what may stand there",
+    purpose="examples with missing values: codes, scores, imputation",
     paper="Mattei & Frellsen 2019",
 )
 @takes_networks(without=("loss", "code_activation"))
