@@ -70,6 +70,9 @@ class Corruption(keras.layers.Layer):
         seed: int, of the noise. Default: a random one, fixed by `keras.utils.set_random_seed`.
     """
 
+    # Each layer says whether XLA makes it faster on a CPU: see `kerasae.models.execution`.
+    compiles_well = True
+
     def __init__(self, seed=None, **kwargs):
         super().__init__(**kwargs)
         self.seed = seed
@@ -234,6 +237,8 @@ class KSparse(keras.layers.Layer):
         Makhzani and Frey 2013, "k-Sparse Autoencoders", section 2.1.
     """
 
+    compiles_well = True
+
     def __init__(self, k, alpha=1.0, by="magnitude", **kwargs):
         super().__init__(**kwargs)
         self.k = checks.positive_int(k, "k")
@@ -306,6 +311,8 @@ class TiedDense(keras.layers.Layer):
     Raises:
         ValueError: where it is called before it is connected, as by a decoder loaded without its encoder.
     """
+
+    compiles_well = True
 
     def __init__(self, tied_to, units, activation=None, **kwargs):
         super().__init__(**kwargs)

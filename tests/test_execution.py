@@ -185,7 +185,7 @@ def test_every_family_is_carried_out(row, always):
     model.compile("adam")
     x = np.random.default_rng(0).random((2 * 17 + 1, *INPUT_SHAPE), dtype="float32")
     history = model.fit(x, batch_size=2, epochs=2, verbose=0).history
-    assert model._planned_functions
+    assert model.compiled_steps.by_plan
     assert all(np.isfinite(values).all() for values in history.values())
     assert history["loss"][1] < history["loss"][0] * 1.1
     # and nothing of it stays behind
@@ -270,6 +270,6 @@ def test_a_loaded_model_is_planned_for_again(always, x, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     for m in (model, loaded):
         m.fit(x, batch_size=BATCH_SIZE, shuffle=False, verbose=0)
-    assert loaded._planned_functions
+    assert loaded.compiled_steps.by_plan
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -218,8 +218,7 @@ class RestrictedBoltzmannMachine(keras.Model):
         if validation_data is not None:
             x, *rest = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
             arguments["validation_data"] = (self._check(x, "validation "), *rest)
-        with execution.carried_out(self, False, 1, arguments) as arguments:
-            return super().fit(**arguments)
+        return super().fit(**execution.fed_fit(self, arguments))
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):

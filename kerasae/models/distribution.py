@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from kerasae import keras_internals
 from kerasae.layers import Corruption
+from kerasae.models import optimizers
 
 _log = logging.getLogger(__name__)
 
@@ -156,12 +157,12 @@ def check(model):
             "`steps_per_execution` above 1 does not work with this strategy's collectives on CPUs. Leave it 1, or, on one machine, use "
             "tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())."
         )
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if getattr(optimizer, "gradient_accumulation_steps", None):
+    inner = [getattr(optimizer, "inner_optimizer", optimizer) for optimizer in optimizers.each(model.optimizer)]
+    if any(getattr(optimizer, "gradient_accumulation_steps", None) for optimizer in inner):
         raise ValueError(
             f"`gradient_accumulation_steps` does not work on {replicas} replicas. Take larger batches: they are split over the replicas."
         )
-    if getattr(optimizer, "use_ema", False) and optimizer.ema_overwrite_frequency:
+    if any(getattr(optimizer, "use_ema", False) and optimizer.ema_overwrite_frequency for optimizer in inner):
         raise ValueError(
             f"`ema_overwrite_frequency` does not work on {replicas} replicas. Leave it None: the averages are taken over at the end of fit."
         )

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import logging
 import math
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasae import keras_internals
+from kerasae.models import optimizers
 
 # Compiling takes a second or two; from about so many steps on it is won back.
 WORTHWHILE_STEPS = 1000
@@ -17,12 +19,20 @@ _STEPS_AT_ONCE = (16, 48)
 # Another number of steps at once is another function to compile.
 _FEWEST_AT_ONCE = 8
 _BYTES_AT_ONCE = 2**26
-# Layers that XLA compiles for a CPU, and makes faster by it. Convolutions it makes slower (1.3 times); of others nothing is known.
+# Where Keras keeps the layers that XLA makes faster on a CPU. Convolutions it makes slower (1.3 times); of others nothing is known.
+_COMPILED_KINDS = {"activations", "merging", "models", "normalization", "regularization", "reshaping"}
 _COMPILED_LAYERS = {
-    "Activation", "BatchNormalization", "Dense", "Dropout", "ELU", "Flatten", "Functional", "GaussianCorruption", "GaussianDropout",
-    "GaussianNoise", "InputLayer", "KSparse", "LayerNormalization", "LeakyReLU", "MaskingCorruption", "ReLU", "Rescaling", "Reshape",
-    "SaltAndPepperCorruption", "Sequential", "TiedDense",
-}  # fmt: skip
+    ("core", "dense"),
+    ("core", "identity"),
+    ("core", "input_layer"),
+    ("core", "masking"),
+    ("preprocessing", "normalization"),
+    ("preprocessing", "rescaling"),
+}
+# What `plan` gives where `fit` is left as Keras runs it: not compiled by XLA, one step at once.
+KERAS_OWN = (False, 1)
+
+_log = logging.getLogger(__name__)
 _BATCH_HOOKS = (
     "on_batch_begin",
     "on_batch_end",
@@ -34,24 +44,28 @@ _BATCH_HOOKS = (
 
 
 def plan(model, arguments):
-    """`(jit_compile, steps_at_once)` for a call of `fit`; `(False, 1)`, Keras's own way, wherever something speaks against more.
+    """`(jit_compile, steps_at_once)` for a call of `fit`; `KERAS_OWN` wherever something speaks against more.
+
+    A short fit is not worth compiling for; but it takes steps that an earlier one has compiled for the same plan and shapes.
 
     Args:
         model: `kerasae.models.Autoencoder`, compiled without a word on `jit_compile` and `steps_per_execution`.
         arguments: of `fit`, bound.
     """
     if model.run_eagerly or tf.config.functions_run_eagerly() or is_distributed(model) or not _is_ours(model):
-        return False, 1
+        return KERAS_OWN
     steps, batch_bytes = _size(arguments)
-    if steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS:
-        return False, 1
+    is_short = steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS
+    if steps is None or (is_short and not model.compiled_steps.by_plan):
+        return KERAS_OWN
     at_once = 1
     limited = arguments.get("steps_per_epoch") is not None
     callbacks = arguments.get("callbacks") or []
     callbacks = getattr(callbacks, "callbacks", callbacks)  # a CallbackList
     if arguments.get("validation_steps") is None and not any(map(_watches_batches, tf.nest.flatten(callbacks))):
         at_once = _steps_at_once(steps, batch_bytes, exactly=limited)
-    return _is_compiled_by_xla(model), at_once
+    planned = _is_compiled_by_xla(model), at_once
+    return KERAS_OWN if is_short and not model.compiled_steps.serve(planned, arguments) else planned
 
 
 def is_distributed(model):
@@ -69,11 +83,25 @@ def _is_compiled_by_xla(model):
     if any(device.device_type != "CPU" for device in tf.config.list_physical_devices()):
         return False  # with another device Keras has decided already
     layers = keras_internals.all_layers(model, include_self=False)
-    if not model.supports_jit or not all(type(layer).__name__ in _COMPILED_LAYERS for layer in layers):
+    if not model.supports_jit or not all(map(_compiles_well, layers)):
         return False
-    given = [*layers, *(getattr(layer, "activation", None) for layer in layers), model.optimizer, model.loss]
-    given += keras_internals.compiled_metrics(model)
-    return all(map(_is_known, tf.nest.flatten(given)))
+    given = [*(getattr(layer, "activation", None) for layer in layers), *optimizers.each(model.optimizer), model.loss]
+    return all(map(_is_known, tf.nest.flatten([given, keras_internals.compiled_metrics(model)])))
+
+
+def _compiles_well(layer):
+    """Whether XLA makes a layer faster on a CPU: a class of one's own says so by `compiles_well`, Keras's are known by where they stand."""
+    kind = keras_internals.kind_of_layer(layer)
+    if kind is None:
+        # A subclass may do what its base does not.
+        known = (
+            getattr(layer, "compiles_well", None) if "compiles_well" in vars(type(layer)) or _is_known(layer) else None
+        )
+    else:
+        known = kind[0] in _COMPILED_KINDS or kind in _COMPILED_LAYERS
+    if not known:
+        _log.debug("%s: not compiled by XLA, as it isn't known to make %s faster", layer.name, type(layer).__name__)
+    return known
 
 
 def _is_known(value):
@@ -130,33 +158,96 @@ def _steps_at_once(steps, batch_bytes, exactly):
     return min(range(min(low, high), high + 1), key=lambda k: ((steps - 1) % k, -k))
 
 
-@contextlib.contextmanager
-def carried_out(model, jit_compile, steps_at_once, arguments):
-    """Within it, `model.fit` with the arguments that it gives runs by a plan; afterwards the model is as it was compiled."""
-    arguments = {"shuffle": True, **_with_fed_validation(model, arguments)}
-    shuffle = arguments["shuffle"]
-    if (jit_compile, steps_at_once) == (False, 1):
-        yield fed(model, arguments, shuffle)
-        return
-    functions = model.__dict__.setdefault("_planned_functions", {})
-    model.__dict__["_functions_before"] = model.train_function, model.test_function, model.steps_per_execution
-    model.steps_per_execution = steps_at_once
-    model.train_function, model.test_function = functions.get((jit_compile, steps_at_once), (None, None))
-    if jit_compile:
-        # (the function, where its batches come from)
-        function, _ = model.train_function or (_CompiledSteps(model, steps_at_once), None)
-        by_index = _by_index(arguments, shuffle) if steps_at_once > 1 else None
-        arguments, arrays = by_index or (fed(model, arguments, shuffle), None)
-        model.train_function = functools.partial(function, arrays)
+def _shapes(arguments):
+    """What two calls of `fit` must have in common for the steps of one to serve the other without another trace."""
+    names = ("steps_per_epoch", "batch_size", "validation_split")
+    if isinstance(arguments["x"], tf.data.Dataset):
+        data = arguments["x"].element_spec, int(arguments["x"].cardinality())
     else:
-        arguments = fed(model, arguments, shuffle)
-    try:
-        yield arguments
-    finally:
-        train_function = (function, None) if jit_compile else model.train_function
-        functions[jit_compile, steps_at_once] = train_function, model.test_function
-        before = model.__dict__.pop("_functions_before")
-        model.train_function, model.test_function, model.steps_per_execution = before
+        data = [
+            (a.shape, a.dtype) for a in map(np.asarray, map(arguments.get, ("x", "y", "sample_weight"))) if a.ndim > 0
+        ]
+    return [data, *(arguments.get(name) for name in names)]
+
+
+class CompiledSteps:
+    """The functions of training and validation that `fit` has made for a model, by plan, and how it takes them.
+
+    `by_plan` is `{plan: (train_function, test_function, [the shapes that they serve])}`.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        # Whether `train_step` is to be traced with `when_all_are_known`.
+        self.updates_wait = False
+        # Keras's own functions and number of steps at once, while a plan is carried out.
+        self._before = None
+        self.forget()
+
+    def forget(self):
+        self.by_plan = {}
+
+    def serve(self, plan, arguments):
+        """Whether a call of `fit` can run by a plan with what is compiled already."""
+        return plan in self.by_plan and _shapes(arguments) in self.by_plan[plan][2]
+
+    @contextlib.contextmanager
+    def carried_out(self, plan, arguments):
+        """Within it, `model.fit` with the arguments that it gives runs by a plan; afterwards the model is as it was compiled."""
+        model, (jit_compile, steps_at_once) = self._model, plan
+        if plan == KERAS_OWN:
+            yield fed_fit(model, arguments)
+            return
+        by_plan, shapes = self.by_plan, _shapes(arguments)
+        train_function, test_function, served = by_plan.get(plan, (None, None, []))
+        self._before = model.train_function, model.test_function, model.steps_per_execution
+        model.train_function, model.test_function, model.steps_per_execution = (
+            train_function,
+            test_function,
+            steps_at_once,
+        )
+        if jit_compile:
+            train_function = train_function or _XlaSteps(model, steps_at_once)
+            arguments = {"shuffle": True, **_with_fed_validation(model, arguments)}
+            by_index = _by_index(arguments, arguments["shuffle"]) if steps_at_once > 1 else None
+            # Where its batches come from may be another place in each call.
+            arguments, arrays = by_index or (fed(model, arguments, arguments["shuffle"]), None)
+            model.train_function = functools.partial(train_function, arrays)
+        else:
+            arguments = fed_fit(model, arguments)
+        try:
+            yield arguments
+            served = [*served, shapes] if shapes not in served else served
+        finally:
+            by_plan[plan] = train_function if jit_compile else model.train_function, model.test_function, served
+            (model.train_function, model.test_function, model.steps_per_execution), self._before = self._before, None
+
+    def trace_anew(self):
+        """For what changes a model so that its training steps have to be traced again; also while `fit` begins."""
+        model = self._model
+        function = getattr(model.train_function, "func", None)
+        self.forget()
+        if self._before is not None:
+            self._before = (None, *self._before[1:])
+        if isinstance(function, _XlaSteps):
+            function.trace_anew()
+        else:
+            model.train_function = None
+
+    @contextlib.contextmanager
+    def waiting_updates(self):
+        """Within it, the model's `train_step` is traced with `when_all_are_known`."""
+        self.updates_wait = True
+        try:
+            yield
+        finally:
+            self.updates_wait = False
+
+
+def fed_fit(model, arguments):
+    """`fed`, of `fit`: with its validation data."""
+    arguments = {"shuffle": True, **_with_fed_validation(model, arguments)}
+    return fed(model, arguments, arguments["shuffle"])
 
 
 def fed(model, arguments, shuffle=False):
@@ -220,28 +311,6 @@ def _by_index(arguments, shuffle):
     return {**kept, "x": dataset.with_options(options)}, tuple(map(tf.convert_to_tensor, arrays))
 
 
-def trace_anew(model):
-    """For what changes a model so that its training steps have to be traced again; also while `fit` begins."""
-    function = getattr(model.train_function, "func", None)
-    model.__dict__.pop("_planned_functions", None)
-    if "_functions_before" in model.__dict__:
-        model.__dict__["_functions_before"] = (None, *model.__dict__["_functions_before"][1:])
-    if isinstance(function, _CompiledSteps):
-        function.trace_anew()
-    else:
-        model.train_function = None
-
-
-@contextlib.contextmanager
-def _waiting_updates(model):
-    """Within it, the model's `train_step` is traced with `when_all_are_known`."""
-    model.__dict__["_updates_wait"] = True
-    try:
-        yield
-    finally:
-        model.__dict__["_updates_wait"] = False
-
-
 def when_all_are_known(gradients):
     """The gradients, none of them before the last one of the backward pass.
 
@@ -252,7 +321,7 @@ def when_all_are_known(gradients):
     return [gradient if gradient is None else gradient + tf.cast(zero, gradient.dtype) for gradient in gradients]
 
 
-class _CompiledSteps:
+class _XlaSteps:
     """What Keras calls with an iterator of batches: so many steps as one function of XLA, whose state stays in place meanwhile."""
 
     def __init__(self, model, steps_at_once):
@@ -265,7 +334,7 @@ class _CompiledSteps:
 
         @tf.function(jit_compile=True)
         def steps(batches):
-            with _waiting_updates(model):
+            with model.compiled_steps.waiting_updates():
                 for i in tf.range(tf.nest.flatten(batches)[0].shape[0]):
                     model.train_step(tf.nest.map_structure(lambda stacked, i=i: stacked[i], batches))
             return model.get_metrics_result()

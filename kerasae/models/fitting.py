@@ -26,8 +26,8 @@ class Fitting(Steps):
             validation = {"x": x, "y": y, "sample_weight": sample_weight}
             self._check_data(validation, prefix="validation ")
             arguments["validation_data"] = tuple(v for v in validation.values() if v is not None)
-        plan = execution.plan(self, arguments) if self.compiled and self._plans_execution else (False, 1)
-        with execution.carried_out(self, *plan, arguments) as arguments:
+        plan = execution.plan(self, arguments) if self.compiled and self._plans_execution else execution.KERAS_OWN
+        with self.compiled_steps.carried_out(plan, arguments) as arguments:
             return super().fit(**arguments)
 
     @functools.wraps(keras.Model.evaluate)

@@ -4,7 +4,6 @@ import keras
 
 from kerasae import checks
 from kerasae.layers import KSparse
-from kerasae.models import execution
 from kerasae.models.autoencoder import Autoencoder
 from kerasae.models.records import family
 from kerasae.networks import takes_networks
@@ -89,7 +88,7 @@ class KAnnealing(keras.callbacks.Callback):
             )
         if layer.max_k < self.start_k:
             layer.max_k = self.start_k
-            execution.trace_anew(model)  # its steps were traced for a smaller k
+            model.compiled_steps.trace_anew()  # its steps were traced for a smaller k
 
     def k_at(self, epoch):
         """k in an epoch, counted from 0."""
