@@ -273,3 +273,50 @@ def test_a_loaded_model_is_planned_for_again(always, x, tmp_path):
     assert loaded.compiled_steps.by_plan
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_short_fit_takes_steps_that_an_earlier_one_has_compiled(x, monkeypatch):
+    model, keras_own = compiled(), small()
+    keras_own.compile("adam", jit_compile=False)
+    arguments = {"batch_size": BATCH_SIZE, "shuffle": False, "verbose": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "WORTHWHILE_STEPS", 1)
+        model.fit(x, **arguments)
+    ((plan, (function, _, _)),) = model.compiled_steps.by_plan.items()
+    assert planned(model, x, epochs=1) == plan == (True, 34)
+    traces = function.steps.experimental_get_tracing_count(), function.one_step.experimental_get_tracing_count()
+    model.fit(x, **arguments)
+    assert model.compiled_steps.by_plan[plan][0] is function
+    assert (
+        function.steps.experimental_get_tracing_count(),
+        function.one_step.experimental_get_tracing_count(),
+    ) == traces
+    for _ in range(2):
+        keras_own.fit(x, **arguments)
+    for ours, theirs in zip(model.get_weights(), keras_own.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
+    # What would have to be compiled first is not.
+    assert planned(model, x[:-1], epochs=1) == planned(model, x, epochs=1, batch_size=5) == (False, 1)
+    assert planned(model, x, epochs=1, callbacks=[EachBatch()]) == (False, 1)
+    model.compile("adam")
+    assert planned(model, x, epochs=1) == (False, 1)
+
+
+def test_layers_say_whether_xla_makes_them_faster(x, caplog):
+    @keras.saving.register_keras_serializable("tests")
+    class Mine(keras.layers.Dense):
+        compiles_well = True
+
+    decoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(12)])
+    model = kerasae.models.Autoencoder(keras.Sequential([keras.Input((12,)), Mine(3)]), decoder)
+    model.compile("adam")
+    assert planned(model, x) == (True, 34)
+    encoder = keras.Sequential([keras.Input((12,)), keras.layers.Reshape((12, 1)), keras.layers.LSTM(3, name="memory")])
+    model = kerasae.models.Autoencoder(encoder, decoder)
+    model.compile("adam")
+    with caplog.at_level("DEBUG", "kerasae"):
+        assert planned(model, x) == (False, 34)
+    assert any(record.getMessage().startswith("memory: not compiled by XLA") for record in caplog.records)
+    for layer in vars(kerasae.layers).values():
+        if isinstance(layer, type) and issubclass(layer, keras.layers.Layer):
+            assert isinstance(layer.compiles_well, bool)
