@@ -102,3 +102,29 @@ def test_every_package_is_installed():
         for init in (ROOT / folder).rglob("__init__.py"):
             package = ".".join(init.parent.relative_to(ROOT).parts)
             assert f'"{package if folder == "kerasae" else "kerasae." + package}"' in text
+
+
+def test_nobody_asks_what_family_a_model_is():
+    """A model says what it computes: a family's class or name is asked in its own file alone."""
+    from kerasae import models
+
+    classes = {
+        name: value.__module__.split(".")[-1]
+        for name in models.__all__
+        if isinstance(value := getattr(models, name), type) and issubclass(value, models.Autoencoder)
+    }
+    del classes["Autoencoder"]
+    asked = re.compile(
+        r"""hasattr\(\w*\.?model_?, |(type\([^)]*\)|__class__)\.__name__ (==|in)|\bfamily == |"""
+        rf"""isinstance\([^)]*\b({"|".join(classes)})\b"""
+    )
+    for folder in ("kerasae", "export", "zoo"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                found = asked.search(line)
+                own_file = found and path.parent.name == "models" and classes.get(found[3]) == path.stem
+                in_general = found and (path.name, found[0]) in {
+                    ("bundle.py", "hasattr(model, "),  # whether it is a model at all
+                    ("webpage.py", "hasattr(model, "),
+                }
+                assert not found or own_file or in_general, f"{path}: {line.strip()}"

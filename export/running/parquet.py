@@ -97,8 +97,9 @@ def part_of(bundle, name):
             f"Bulk runs take one input, and the {name} of this bundle takes {[port['name'] for port in part['inputs']]}."
         )
     sha256 = bundle.manifest["files"][part["onnx"]["file"]]["sha256"]
-    # An Imputer's missing values are NaN; everyone else's are mistakes.
-    return {**part, "sha256": sha256, "takes_nan": bundle.manifest["family"] == "Imputer"}
+    # Bundles of before ports said so hold NaN for missing values where they are an imputer's.
+    takes_nan = part["inputs"][0].get("missing", bundle.manifest["family"] == "Imputer")
+    return {**part, "sha256": sha256, "takes_nan": takes_nan}
 
 
 class Source:
