@@ -118,9 +118,8 @@ def in_order(values, names, name="x"):
     received = f"a dict with {sorted(values)}" if isinstance(values, dict) else type(values).__name__
     received += f" of {len(values)}" if isinstance(values, (list, tuple)) else ""
     raise ValueError(
-        f"`{name}` must be a list, or a dict by name, of the {len(names)} inputs that the encoder takes: {list(names)}. "
-        "A dataset must give them as one item, a dict or ((first, second),): in (first, second), the second is the target. "
-        f"Received: {received}"
+        f"`{name}` must be a list, or a dict by name, of the {len(names)} inputs that the encoder takes: {list(names)}. A dataset must "
+        f"give them as one item, a dict or ((first, second),): in (first, second), the second is the target. Received: {received}"
     )
 
 

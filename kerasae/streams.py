@@ -120,9 +120,8 @@ def _check(model, batches):
         raise ValueError(f"`model` must be a kerasae model. Received: {model!r}")
     if hasattr(batches, "shape") or isinstance(batches, (str, bytes, dict)) or not _is_iterable(batches):
         raise ValueError(
-            "`batches` must be an iterable of batches, such as a tf.data.Dataset or "
-            "(x[i : i + 1024] for i in range(0, len(x), 1024)). For an array in memory there is model.encode(x). "
-            f"Received: {type(batches)}"
+            "`batches` must be an iterable of batches, such as a tf.data.Dataset or (x[i : i + 1024] for i in range(0, len(x), 1024)). For "
+            f"an array in memory there is model.encode(x). Received: {type(batches)}"
         )
 
 

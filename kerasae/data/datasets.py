@@ -66,9 +66,8 @@ def load(name, data_dir=None, labels=False, download=True):
         available = sorted(builder.info.splits)
         if not {"train", "test"} <= set(available):
             raise ValueError(
-                f"load() needs the splits 'train' and 'test'; {name!r} has {available}. Use "
-                f"stream({name!r}, split=...), which takes any split and sub-splits such as "
-                f"'{available[0]}[:90%]'."
+                f"load() needs the splits 'train' and 'test'; {name!r} has {available}. Use stream({name!r}, split=...), which takes any "
+                f"split and sub-splits such as '{available[0]}[:90%]'."
             )
         # Both are checked before the first is read: a truncated test set should not cost a read.
         counts = {split: prepared.count(builder, split) for split in ("train", "test")}
@@ -118,9 +117,8 @@ def stream(
         shuffle: bool. Defaults to `True` if `split` starts with `"train"`, else `False`.
         data_dir: as in `load`.
         labels: bool. Whether to yield `(x, y)`; `fit` takes `y` as the target, so an autoencoder wants `False`, the default.
-        seed: int. Makes the orders of all epochs reproducible. As everywhere in TensorFlow a global seed
-            (`keras.utils.set_random_seed`), if set, is mixed in. Defaults to `None`: a new order every time, or one that follows from the
-            global seed.
+        seed: int. Makes the orders of all epochs reproducible. As everywhere in TensorFlow a global seed (`keras.utils.set_random_seed`),
+            if set, is mixed in. Defaults to `None`: a new order every time, or one that follows from the global seed.
         cache: bool. Whether the split's decoded images are kept in memory, one byte per value, from the first epoch on. `"digits"` always
             is in memory. Defaults to `False`.
         download: bool. Whether a set that is not prepared yet is downloaded. Defaults to `True`.

@@ -85,9 +85,8 @@ def _builder(name, data_dir):
         raise UnknownDatasetError(name) from None
     except json_format.ParseError as error:
         raise OSError(
-            f"the description (dataset_info.json) of the prepared dataset {name!r} is damaged: "
-            f"{error}. Delete the folder of {name!r} from your datasets folder and prepare it "
-            "again."
+            f"the description (dataset_info.json) of the prepared dataset {name!r} is damaged: {error}. Delete the folder of {name!r} from "
+            "your datasets folder and prepare it again."
         ) from error
     except (ValueError, AssertionError, RuntimeError) as error:  # no such configuration, version
         dataset, _, config = re.sub(r":[^/]*", "", name).partition("/")

@@ -181,8 +181,7 @@ def interpolation(model, x_start, x_end, num_steps=8, ax=None):
     start, end = rgba(x_start, "x_start"), rgba(x_end, "x_end")
     if start.shape != end.shape:
         raise ValueError(
-            "`x_start` and `x_end` must hold as many images, of the same size. "
-            f"Received: {np.shape(x_start)} and {np.shape(x_end)}."
+            f"`x_start` and `x_end` must hold as many images, of the same size. Received: {np.shape(x_start)} and {np.shape(x_end)}."
         )
     z_start, z_end = model.encode(x_start), model.encode(x_end)
     t = np.linspace(0, 1, num_steps, dtype="float32").reshape(-1, *[1] * (z_start.ndim - 1))

@@ -158,8 +158,7 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
     z_log_var = drawing.flat_codes(z_log_var, "z_log_var").astype("float64")
     if z_log_var.shape not in {z_mean.shape, (len(z_mean), 1)}:
         raise ValueError(
-            f"`z_log_var` must have the shape of `z_mean`, {z_mean.shape}, or ({len(z_mean)}, 1). "
-            f"Received: {z_log_var.shape}."
+            f"`z_log_var` must have the shape of `z_mean`, {z_mean.shape}, or ({len(z_mean)}, 1). Received: {z_log_var.shape}."
         )
     kl = (0.5 * (np.exp(z_log_var) + z_mean**2 - 1 - z_log_var)).mean(axis=0)
     num_active = metrics.active_units(z_mean, threshold)

@@ -97,8 +97,7 @@ def _failings(result):
         )
     if result["memorizes"]:
         found.append(
-            f"It memorises its training data, with too much capacity behind a code of {latent_dim}: it loses "
-            f"{result['train_error']:.1%} of them, and {result['test_error']:.1%} of test data. Fewer or smaller layers, more data, fewer "
-            "epochs or a regulariser help."
+            f"It memorises its training data, with too much capacity behind a code of {latent_dim}: it loses {result['train_error']:.1%} "
+            f"of them, and {result['test_error']:.1%} of test data. Fewer or smaller layers, more data, fewer epochs or a regulariser help."
         )
     return found

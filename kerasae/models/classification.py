@@ -46,9 +46,8 @@ def classifier(encoder, num_classes, trainable=True):
     if len(encoder.inputs) != 1 or len(encoder.outputs) != 1 or len(encoder.outputs[0].shape) != 2:
         shapes = [tuple(output.shape) for output in encoder.outputs]
         raise ValueError(
-            "`encoder` must have one input and one output (batch, latent_dim). "
-            f"Received {len(encoder.inputs)} input(s), outputs of shape {shapes}. "
-            "Choose one: keras.Model(encoder.inputs, encoder.outputs[0])."
+            f"`encoder` must have one input and one output (batch, latent_dim). Received {len(encoder.inputs)} input(s), outputs of shape "
+            f"{shapes}. Choose one: keras.Model(encoder.inputs, encoder.outputs[0])."
         )
     if checks.positive_int(num_classes, "num_classes") < 2:
         raise ValueError(f"`num_classes` must be at least 2. Received: {num_classes}")

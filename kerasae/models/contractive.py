@@ -29,10 +29,9 @@ class ContractiveAutoencoder(Autoencoder):
     Logged: `reconstruction_loss`; `contraction_loss`, the mean over examples of the squared Frobenius norm of the encoder's Jacobian
     at x, not multiplied by lambda. The penalty and its gradient are exact for any encoder:
 
-    - **Dense layers one after another**, with activations, flattening, dropout and the like between them: by
-      propagating the Jacobian through the layers. One layer costs hardly more than the plain autoencoder, since
-      `||df/dx||_F^2 = sum_j s'(a_j)^2 ||W_j||^2`; several cost about `latent_dim` encoder passes, and memory for a few tensors of
-      `batch * latent_dim * units` of the widest layer but the last.
+    - **Dense layers one after another**, with activations, flattening, dropout and the like between them: by propagating the Jacobian
+      through the layers. One layer costs hardly more than the plain autoencoder, since `||df/dx||_F^2 = sum_j s'(a_j)^2 ||W_j||^2`; several
+      cost about `latent_dim` encoder passes, and memory for a few tensors of `batch * latent_dim * units` of the widest layer but the last.
     - **Any other encoder** (convolutions, softmax, your own layers): by one backward pass a code. Time and memory grow by those of
       a backward pass with every code, and what each pass computes is kept for the gradient: with large codes lower the batch
       size, or choose `jacobian="stochastic"`. XLA can't compile this loop: Keras trains without (`jit_compile=True` warns).

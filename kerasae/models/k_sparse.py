@@ -83,8 +83,7 @@ class KAnnealing(keras.callbacks.Callback):
         layer = model.k_sparse_layer
         if not layer.k <= self.start_k <= layer.num_units:
             raise ValueError(
-                f"`start_k` must lie between the model's k, {layer.k}, and its number of units, {layer.num_units}. "
-                f"Received: {self.start_k}"
+                f"`start_k` must lie between the model's k, {layer.k}, and its number of units, {layer.num_units}. Received: {self.start_k}"
             )
         if layer.max_k < self.start_k:
             layer.max_k = self.start_k

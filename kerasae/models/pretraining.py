@@ -104,8 +104,7 @@ def pretrain_autoencoders(
         weights = {id(w) for w in autoencoder.weights} if isinstance(autoencoder, keras.Model) else set()
         if not all(id(w) in weights for w in (*encoder.weights, *decoder.weights)):
             raise ValueError(
-                "`make_layer(encoder, decoder)` must return a Keras model made of the two networks it is given. "
-                f"Received: {autoencoder!r}"
+                f"`make_layer(encoder, decoder)` must return a Keras model made of the two networks it is given. Received: {autoencoder!r}"
             )
         if not autoencoder.compiled:
             autoencoder.compile(optimizer=keras.optimizers.Adam())
@@ -235,8 +234,7 @@ def _per_layer(value, name, stack, sequences):
         return [value] * len(stack)
     if len(value) != len(stack):
         raise ValueError(
-            f"`{name}` must be one for all layers, or a list with one for each of the {len(stack)} layers. "
-            f"Received {len(value)}: {value!r}"
+            f"`{name}` must be one for all layers, or a list with one for each of the {len(stack)} layers. Received {len(value)}: {value!r}"
         )
     return list(value)
 
