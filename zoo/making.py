@@ -239,11 +239,7 @@ def table(folder):
                 f"| {first} | {_figure(record)} | {record['value']:.4g} | {record['unit']} | {_published(record)} |"
             )
             first = "| | "
-    lines += [
-        "",
-        f"{_MARK} from each model's `metrics.json`; `index.json` holds the sha256 of every file.",
-        "",
-    ]
+    lines += ["", f"{_MARK} from each model's `metrics.json`; `index.json` holds the sha256 of every file.", ""]
     return "\n".join(lines)
 
 

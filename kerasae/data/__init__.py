@@ -1,4 +1,4 @@
-"""Data: image datasets by name (`load`, `stream`), a person's own files (`files`), and how what they hold becomes a model's input."""
+"""Data: image datasets by name (`load`, `stream`), a person's own files (`files`), and their values as a model's input."""
 
 from kerasae.data.datasets import load, stream
 from kerasae.data.prepared import NoLabelsError, UnknownDatasetError

@@ -1,7 +1,6 @@
 """Image datasets by name: as arrays (`load`) or as a `tf.data` pipeline (`stream`).
 
-`"digits"` is bundled with scikit-learn and needs no download. Every other name is looked up in tensorflow-datasets. Pixels are float32 in
-[0, 1] everywhere, shape `(n, height, width, channels)`.
+`"digits"` is bundled with scikit-learn; every other name is looked up in tensorflow-datasets. Pixels are float32 in [0, 1].
 """
 
 import numbers
@@ -24,11 +23,9 @@ def load(name, data_dir=None, labels=False, download=True):
     `x = pixel / pixel_max`, where `pixel_max` is 255 (16 for `"digits"`).
 
     `"digits"` is scikit-learn's set of 1,797 handwritten digits of 8 x 8 pixels, split once and for all into 1,437 training and 360 test
-    images by `train_test_split(test_size=360, stratify=labels, random_state=0)`.
-
-    Any other set keeps the order in which tensorflow-datasets stored it (its shards read one after the other, nothing shuffled), so that
-    `x_train[-10000:]` always means the same images, those of `stream(name, "train[-10000:]", shuffle=False)`. The arrays take four bytes
-    per pixel: for a set larger than memory use `stream`.
+    images by `train_test_split(test_size=360, stratify=labels, random_state=0)`. Any other set keeps the order in which tensorflow-datasets
+    stored it (its shards read one after the other, nothing shuffled), so that `x_train[-10000:]` always means the same images, those of
+    `stream(name, "train[-10000:]", shuffle=False)`. The arrays take four bytes per pixel: for a set larger than memory use `stream`.
 
     Args:
         name: string. `"digits"`, or the tensorflow-datasets name of a dataset with an `"image"` feature of fixed shape and 8 bits per
@@ -72,9 +69,7 @@ def load(name, data_dir=None, labels=False, download=True):
         # Both are checked before the first is read: a truncated test set should not cost a read.
         counts = {split: prepared.count(builder, split) for split in ("train", "test")}
         arrays = [prepared.read(builder, split, count, labels) for split, count in counts.items()]
-    if labels:
-        return tuple(arrays)
-    return tuple(x for x, _ in arrays)
+    return tuple(arrays) if labels else tuple(x for x, _ in arrays)
 
 
 def load_with_labels_if_any(name, data_dir=None):
@@ -99,7 +94,7 @@ def stream(
     """Streams a dataset from disk as batches that `keras.Model.fit` takes as they are.
 
     `x = pixel / pixel_max`, where `pixel_max` is 255 (16 for `"digits"`). Images are read, shuffled and cached as bytes and become float32
-    only once batched, so a dataset may be larger than memory. The last batch holds what is left over. The number of batches is known
+    only once batched, so a dataset may be larger than memory. The last batch may be smaller. The number of batches is known
     (`dataset.cardinality()`), so `fit` shows its progress.
 
     Shuffled, every epoch has a new order. The shuffle is uniform over the split if its encoded images fit into 256 MiB (as MNIST's and
@@ -128,8 +123,7 @@ def stream(
         with int64 labels of shape `(batch,)`.
 
     Raises:
-        ValueError: as in `load`, and if `split`, `batch_size` or `seed` is not what is described above.
-        FileNotFoundError, NotADirectoryError, ConnectionError, OSError: as in `load`.
+        ValueError, FileNotFoundError, NotADirectoryError, ConnectionError, OSError: as in `load`; `ValueError` also on a bad option.
 
     Example:
 

@@ -1,7 +1,4 @@
-"""Examples from a person's own files: a folder of images, an array, or a table.
-
-`read` gives the values as they are stored, with what identifies them; `kerasae.data.preparation` makes them a model's input.
-"""
+"""Examples from a person's own files, as they are stored: a folder of images, an array, or a table."""
 
 import collections
 import dataclasses
@@ -15,12 +12,12 @@ from kerasae.data import arrays, images, tables
 
 SUFFIXES = images.SUFFIXES + tables.SUFFIXES + arrays.SUFFIXES
 OPTIONS = ("image_size", "color", "array", "columns", "drop", "labels", "skip_unreadable")  # of `read`
-_MINIMUM = 10  # examples, fewer of which can't be split into what is learned from and what is tested on
+_MINIMUM = 10  # examples: fewer can't be split into training and test data
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What was read: `values` as stored, `(n, ...)`; `names` of the images; `labels`, integers into `classes`, or None."""
+    """Examples as read: `values` as stored, `(n, ...)`; `names` of the images; `labels`, integers into `classes`, or None."""
 
     kind: str  # "images", "array" or "table"
     values: np.ndarray
@@ -64,8 +61,8 @@ def read(
         `Files`.
 
     Raises:
-        FileNotFoundError: where there is no such file or folder.
-        ValueError: on whatever can't be made into examples: no images, sizes that differ, text or gaps in columns, …; the message names it.
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if it can't be made into examples: no images, sizes that differ, text or gaps in columns, …; the message says which.
 
     Example:
 
@@ -99,10 +96,10 @@ def read(
 
 
 def check(path, image_size=None, color=None, array=None, columns=None, drop=(), labels=None, skip_unreadable=False):
-    """What `read` would take a path for, by names alone: `"images"`, `"array"` or `"table"`.
+    """The kind of data that `read` would find, judged by names alone: `"images"`, `"array"` or `"table"`.
 
     Raises:
-        FileNotFoundError, ValueError: what `read` would raise before it opens any file.
+        FileNotFoundError, ValueError: as `read`, of errors that it finds before it opens a file.
     """
     named, path = path, Path(path).expanduser()
     if not path.exists():
@@ -131,11 +128,7 @@ def check(path, image_size=None, color=None, array=None, columns=None, drop=(), 
 
 
 def split(num_examples, test_fraction, seed):
-    """Indices of the training and of the test examples, both in random order.
-
-    Raises:
-        ValueError: where there are too few examples.
-    """
+    """Indices of the training and of the test examples, both in random order; `ValueError` if there are fewer than 10."""
     if num_examples < _MINIMUM:
         raise ValueError(
             f"At least {_MINIMUM} examples are needed, to learn from and to test on. Received: {num_examples}"

@@ -31,7 +31,7 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
     for p in paths:
         try:
             headers[p] = _header(p)
-        except Exception as error:  # Pillow's decoders raise what they like
+        except Exception as error:  # Pillow's decoders may raise anything
             unreadable[p] = _reason(error)
     _report_unreadable(unreadable, root, skip_unreadable, bool(headers))
     if like is not None:
@@ -74,7 +74,7 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
 
 
 def walk(folder):
-    """The folder's files at every depth, without what systems hide in there."""
+    """The folder's files at every depth, but for hidden ones and those that archives add."""
     for p in folder.rglob("*"):
         if not any(part.startswith(".") or part == "__MACOSX" for part in p.relative_to(folder).parts) and p.is_file():
             yield p
@@ -129,11 +129,8 @@ def _common_size(sizes, path, fallback):
     if small == large and max(small) <= _LARGEST_SIDE:
         return small
     few = f"{small[1]}x{small[0]}"
-    have = (
-        f"{few} pixels"
-        if small == large
-        else f"{len(counts)} different sizes, from {few} to {large[1]}x{large[0]} pixels"
-    )
+    have = few if small == large else f"{len(counts)} different sizes, from {few} to {large[1]}x{large[0]}"
+    have += " pixels"
     if fallback is not None:
         _logger.info("The images have %s: scaled to cover %dx%d and cropped around the middle.", have, *fallback[::-1])
         return fallback

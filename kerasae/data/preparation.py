@@ -1,4 +1,4 @@
-"""How stored values become a model's input: found once, on training data, kept beside the model, and applied to whatever comes later."""
+"""How stored values become a model's input: found once, on training data, kept beside the model, and applied to later data."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ class Preparation:
         kind: `"images"`, `"array"` or `"table"`.
         shape: of one example.
         scaling: `"pixels"`: integers from 0 to 255 become [0, 1], and floats have to lie there; `"none"`; `"minmax"`: the training
-            data's range becomes [0, 1], what is beyond is cut; or `"standard"`: mean 0 and variance 1 on the training data.
-        offset, scale: one number, or one a column.
+            data's range becomes [0, 1], values beyond are clipped; or `"standard"`: mean 0 and variance 1 on the training data.
+        offset, scale: one number, or one per column.
         columns: of a table, in order. Default: all it has.
     """
 
@@ -36,7 +36,7 @@ class Preparation:
 
         Args:
             files: `kerasae.data.files.Files`.
-            train: indices of the examples that are learned from: the others have no part in it.
+            train: indices of the training examples; the others have no part in it.
             scaling: one of `SCALINGS`. `"auto"`: bytes, and images of floats in [0, 1], are pixels; other images are scaled as one, and
                 tables by `"standard"`.
             unit_interval: whether the model needs [0, 1], so that `"auto"` scales a table by `"minmax"`.
@@ -79,7 +79,7 @@ class Preparation:
 
     @classmethod
     def from_dict(cls, values):
-        """From what `to_dict` gave."""
+        """From a dict that `to_dict` gave."""
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     def to_dict(self):
@@ -90,7 +90,7 @@ class Preparation:
         """Examples, float32 of `(n, *shape)`.
 
         Raises:
-            ValueError: on another shape, and on floats outside [0, 1] where pixels are expected.
+            ValueError: if the shape is another, or floats lie outside [0, 1] where pixels are expected.
         """
         if math.prod(values.shape[1:]) == math.prod(self.shape) and values.ndim <= 2:
             values = values.reshape(-1, *self.shape)  # images in rows, as tables hold them
@@ -113,18 +113,18 @@ class Preparation:
         """Values in the units of the files; pixels stay in [0, 1]."""
         if self.scaling in ("pixels", "none"):
             return np.asarray(x)
-        # Of a table in float64: columns such as timestamps need its digits.
-        return (x * np.asarray(self.scale) + np.asarray(self.offset)).astype(
-            "float64" if len(x.shape) == 2 else "float32"
-        )
+        # A table stays in float64: columns such as timestamps need its digits.
+        values = x * np.asarray(self.scale) + np.asarray(self.offset)
+        return values.astype("float64" if len(x.shape) == 2 else "float32")
 
     def describe(self):
         """In words."""
+        scaled = "each column scaled" if len(self.scale) > 1 else "values scaled"
         ways = {
             "pixels": "pixels in [0, 1]" if self.scale == (1.0,) else "pixels of 0 to 255 scaled to [0, 1]",
             "none": "values as they are",
-            "minmax": f"{'each column' if len(self.scale) > 1 else 'values'} scaled to [0, 1] by the training data's range",
-            "standard": f"{'each column' if len(self.scale) > 1 else 'values'} scaled to mean 0 and variance 1 on the training data",
+            "minmax": f"{scaled} to [0, 1] by the training data's range",
+            "standard": f"{scaled} to mean 0 and variance 1 on the training data",
         }
         what = {"images": "images", "array": "arrays", "table": "rows"}[self.kind]
         return f"{what} of shape {self.shape}, {ways[self.scaling]}"

@@ -13,17 +13,14 @@ _READ_BATCH = 1024  # examples decoded at a time by `read`
 _NETWORK_TIMEOUT = 5.0  # seconds until the source of a dataset counts as out of reach
 _RECORD_OVERHEAD = 16  # bytes a TFRecord adds to each example: length and two checksums
 
-# What a misspelt name is compared with: the datasets with images of one fixed shape and 8 bits per channel (tensorflow-datasets 4.9.10).
-# Written down because finding out means building every one of its datasets, some of which then open files on the network. Other names load
-# as well.
+# A misspelt name is compared with these datasets, whose images have one fixed shape and 8 bits per channel (tensorflow-datasets 4.9.10).
+# Finding them out means building every dataset, some of which open files on the network. Other names load as well.
 _IMAGE_DATASETS = """
-    aflw2k3d bccd beans bigearthnet binarized_mnist binary_alpha_digits celeb_a celeb_a_hq
-    cifar10 cifar100 cifar100_n cifar10_1 cifar10_corrupted cifar10_h cifar10_n cmaterdb coil100
-    colorectal_histology colorectal_histology_large deep_weeds dmlab dsprites emnist eurosat
-    fashion_mnist flic horses_or_humans imagenet2012_corrupted imagenet_resized kmnist lfw mnist
-    mnist_corrupted nyu_depth_v2 omniglot patch_camelyon places365_small placesfull
-    pneumonia_mnist quickdraw_bitmap resisc45 rock_paper_scissors s3o4d shapes3d smallnorb
-    so2sat stl10 svhn_cropped symmetric_solids the300w_lp
+    aflw2k3d bccd beans bigearthnet binarized_mnist binary_alpha_digits celeb_a celeb_a_hq cifar10 cifar100 cifar100_n cifar10_1
+    cifar10_corrupted cifar10_h cifar10_n cmaterdb coil100 colorectal_histology colorectal_histology_large deep_weeds dmlab dsprites emnist
+    eurosat fashion_mnist flic horses_or_humans imagenet2012_corrupted imagenet_resized kmnist lfw mnist mnist_corrupted nyu_depth_v2
+    omniglot patch_camelyon places365_small placesfull pneumonia_mnist quickdraw_bitmap resisc45 rock_paper_scissors s3o4d shapes3d
+    smallnorb so2sat stl10 svhn_cropped symmetric_solids the300w_lp
 """.split()
 
 _NAME = re.compile(r"\w+(:[\d.*]+)?(/[\w.:*=,+-]+)*")  # name[/config][:version]; no namespaces
@@ -52,17 +49,15 @@ def find(name, data_dir, labels, download):
         data_dir = os.path.expanduser(os.fspath(data_dir))
         if not tf.io.gfile.exists(data_dir):
             raise FileNotFoundError(
-                f"data_dir must be an existing folder; {data_dir!r} does not exist. Create it, or "
-                "name the folder that holds your prepared datasets."
+                f"data_dir must be an existing folder; {data_dir!r} does not exist. Create it, or name the folder of your datasets."
             )
         if not tf.io.gfile.isdir(data_dir):
             raise NotADirectoryError(f"data_dir must be a folder; {data_dir!r} is a file.")
     else:
         # tensorflow-datasets reads the variable only once, when it is first imported.
         data_dir = os.environ.get("TFDS_DATA_DIR")
-
     builder = _builder(name, data_dir)
-    # What the dataset's code declares is checked before anything is downloaded.
+    # The features that the dataset's code declares are checked before anything is downloaded.
     _check_features(builder, name, labels)
     with _quiet():
         prepared = builder.is_prepared()
@@ -105,18 +100,15 @@ def _check_features(builder, name, labels):
     image = features["image"] if "image" in names else None
     if not isinstance(image, tfds.features.Image):
         raise ValueError(
-            f"{name!r} has no 'image' feature that holds an image; its features are {names}. "
-            f"Choose an image dataset such as 'mnist' or 'cifar10'."
+            f"{name!r} has no 'image' feature that holds an image; its features are {names}. Choose another, such as 'mnist'."
         )
     if None in image.shape:
         raise ValueError(
-            f"{name!r} holds images of varying size, shape {tuple(image.shape)}, but images of one "
-            "fixed shape are needed. Resize them in a tensorflow-datasets pipeline of your own."
+            f"{name!r} holds images of varying size, shape {tuple(image.shape)}. Resize them to one in a pipeline of your own."
         )
     if image.np_dtype != np.uint8:
         raise ValueError(
-            f"{name!r} holds images of type {np.dtype(image.np_dtype).name}; only uint8 images, "
-            "with values from 0 to 255, can be scaled to [0, 1]."
+            f"{name!r} holds images of type {np.dtype(image.np_dtype).name}; only uint8, 0 to 255, can be scaled to [0, 1]."
         )
     if labels:
         label = features["label"] if "label" in names else None
@@ -130,29 +122,25 @@ def _check_features(builder, name, labels):
 def _prepare(builder, name, download):
     import requests
 
+    missing, advice = f"{name!r} is not prepared in {_root(builder)!r}", _how_to_prepare(builder, name)
     if not download:
-        raise FileNotFoundError(
-            f"{name!r} is not prepared in {_root(builder)!r}, and download=False. " + _how_to_prepare(builder, name)
-        )
+        raise FileNotFoundError(f"{missing}, and download=False. {advice}")
     urls = builder.url_infos
     problem = _unreachable(next(iter(urls))) if urls else None
     if problem is not None:
         raise ConnectionError(
-            f"{name!r} is not prepared in {_root(builder)!r} and cannot be downloaded, for its "
-            f"source does not answer ({problem}). " + _how_to_prepare(builder, name)
+            f"{missing} and cannot be downloaded, for its source does not answer ({problem}). {advice}"
         )
     try:
         builder.download_and_prepare()
     except requests.exceptions.RequestException as error:
-        raise ConnectionError(f"the download of {name!r} failed: {error}. " + _how_to_prepare(builder, name)) from error
+        raise ConnectionError(f"the download of {name!r} failed: {error}. {advice}") from error
 
 
 def _unreachable(url):
-    """Says why the server of `url` cannot be reached, or returns None if it answers.
-
-    tensorflow-datasets itself retries for minutes before it gives up. Any answer will do, also a refusal. The request runs in a thread
-    because its own timeout covers neither a name server that stays silent nor a host with many addresses.
-    """
+    """Says why the server of `url` cannot be reached, or returns None if it answers, even by a refusal."""
+    # tensorflow-datasets itself would retry for minutes. The request runs in a thread because its own timeout covers neither a name server
+    # that stays silent nor a host with many addresses.
     import requests
 
     scheme, host = url.split("/")[0], url.split("/")[2]
@@ -179,14 +167,11 @@ def _root(builder):
 
 
 def _how_to_prepare(builder, name):
-    root = _root(builder)
     return (
-        "On a machine with a network run\n"
-        '    python -c "import tensorflow_datasets as tfds; '
+        'On a machine with a network run\n    python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', data_dir='tensorflow_datasets').download_and_prepare()\"\n"
-        f"and copy the folder tensorflow_datasets/{builder.name} to "
-        f"{os.path.join(root, builder.name)}, or anywhere else, naming the folder it then lies in "
-        "by data_dir= or by the environment variable TFDS_DATA_DIR."
+        f"and copy the folder tensorflow_datasets/{builder.name} to {os.path.join(_root(builder), builder.name)}, or to a folder that you "
+        "name by data_dir= or by the environment variable TFDS_DATA_DIR."
     )
 
 
@@ -197,6 +182,7 @@ def _did_you_mean(word, names):
 
 def count(builder, split):
     """The number of examples in a split, after checking that its files are all there."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
@@ -205,23 +191,16 @@ def count(builder, split):
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     if count < 1:
         raise ValueError(f"split {split!r} of {builder.name!r} holds no examples.")
-    for part in {part.splitname for part in parts}:
-        _check_files(builder, part)
+    for name in {part.splitname for part in parts}:
+        info = splits[name]
+        try:
+            size = sum(tf.io.gfile.stat(os.fspath(path)).length for path in info.filepaths)
+        except tf.errors.OpError as error:
+            raise OSError(_damaged(builder, error.message)) from error
+        expected = int(info.num_bytes) + _RECORD_OVERHEAD * info.num_examples
+        if builder.info.file_format is tfds.core.FileFormat.TFRECORD and size < expected:
+            raise OSError(_damaged(builder, f"the files of {name!r} hold {size:,} of {expected:,} bytes"))
     return count
-
-
-def _check_files(builder, split):
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    info = builder.info.splits[split]
-    try:
-        size = sum(tf.io.gfile.stat(os.fspath(path)).length for path in info.filepaths)
-    except tf.errors.OpError as error:
-        raise OSError(_damaged(builder, error.message)) from error
-    expected = int(info.num_bytes) + _RECORD_OVERHEAD * info.num_examples
-    if builder.info.file_format is tfds.core.FileFormat.TFRECORD and size < expected:
-        raise OSError(_damaged(builder, f"the files of {split!r} hold {size:,} of {expected:,} bytes"))
 
 
 def encoded(builder, split, labels, seed=None, shuffle_files=False):
@@ -266,12 +245,8 @@ def read(builder, split, count, labels):
 
     x = np.empty((count, *builder.info.features["image"].shape), np.float32)
     y = np.empty(count if labels else 0, np.int64)
-    batches = (
-        encoded(builder, split, labels)
-        .map(decoder(builder, labels), num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(_READ_BATCH)
-        .prefetch(2)
-    )
+    examples = encoded(builder, split, labels).map(decoder(builder, labels), num_parallel_calls=tf.data.AUTOTUNE)
+    batches = examples.batch(_READ_BATCH).prefetch(2)
     start = 0
     try:
         for batch in batches.as_numpy_iterator():

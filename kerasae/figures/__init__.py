@@ -1,11 +1,9 @@
 """Pictures of data, codes and training: every function returns a `matplotlib.figure.Figure`.
 
 Figures are made without pyplot, so they need no display and nothing keeps them alive; a notebook shows a returned figure. Colours follow
-matplotlib's style, light or dark, and figures are opaque; `with theme(dark=True):` draws on black whatever the style. What colour tells, a
-marker, a hatch, a dash or a name tells too. Images lie in [0, 1]; what lies outside is clipped for display.
-
-Where a picture is of numbers that anyone may have, its function takes arrays; where they have to be computed from a model, it takes the
-model.
+matplotlib's style, light or dark, and figures are opaque; `with theme(dark=True):` draws on black whatever the style. No meaning rests on
+colour alone: a marker, hatch, dash or name repeats it. Images lie in [0, 1]; values outside are clipped for display. Functions take a model
+only if the numbers to draw must be computed from it, and arrays otherwise.
 """
 
 from kerasae.figures.codes import codes_2d, codes_beside_pca, latent_grid, traversal

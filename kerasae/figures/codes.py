@@ -1,4 +1,4 @@
-"""Codes in the plane, and the images that codes stand for."""
+"""Pictures of codes: as points in the plane, and decoded."""
 
 from statistics import NormalDist
 
@@ -11,7 +11,7 @@ from kerasae.figures import drawing
 def codes_2d(codes, labels=None):
     """Codes as points in the plane, one panel per model, coloured by class.
 
-    Codes of two numbers are drawn as they are; of more, by their first two principal components, and the axes say so. Classes are named at
+    Codes of two units are drawn as they are, longer ones by their first two principal components, and the axes say so. Classes are named at
     the median of their points and in a legend. Points are drawn in a fixed shuffled order, so that no class hides another by coming later
     in the data.
 
@@ -48,14 +48,12 @@ def codes_2d(codes, labels=None):
         for name, (z, _) in panels.items():
             if labels.shape != (len(z),):
                 raise ValueError(
-                    f"`labels` must hold one class per code. Received shape {labels.shape} for "
-                    f"codes[{name!r}] of shape {np.shape(codes[name])}."
+                    f"`labels` must hold one class per code. Received: {labels.shape} for codes[{name!r}] of shape {np.shape(codes[name])}."
                 )
         classes, class_index = np.unique(labels, return_inverse=True)
-        if len(classes) > len(drawing.COLOURS) * len(drawing.MARKERS):
+        if len(classes) > (most := len(drawing.COLOURS) * len(drawing.MARKERS)):
             raise ValueError(
-                f"`labels` must have at most {len(drawing.COLOURS) * len(drawing.MARKERS)} distinct classes to "
-                f"be told apart. Received {len(classes)}."
+                f"`labels` must have at most {most} distinct classes to be told apart. Received {len(classes)}."
             )
 
     figure = drawing.new_figure(4.6 * len(panels) + (0.8 if len(classes) else 0.2), 4.4)
@@ -67,23 +65,12 @@ def codes_2d(codes, labels=None):
         for group, marker in enumerate(drawing.MARKERS):
             drawn = order[index[order] // len(colours) == group]
             if len(drawn):
-                ax.scatter(
-                    *z[drawn].T,
-                    c=colours[index[drawn] % len(colours)],
-                    marker=marker,
-                    s=np.clip(20_000 / len(z), 2, 20),
-                    linewidths=0,
-                )
+                size, colour = np.clip(20_000 / len(z), 2, 20), colours[index[drawn] % len(colours)]
+                ax.scatter(*z[drawn].T, c=colour, marker=marker, s=size, linewidths=0)
+        outline = [withStroke(linewidth=3, foreground=ax.get_facecolor())]
+        style = {"ha": "center", "va": "center", "fontsize": "large", "fontweight": "bold", "path_effects": outline}
         for i, label in enumerate(classes):
-            ax.annotate(
-                str(label),
-                np.median(z[class_index == i], axis=0),
-                ha="center",
-                va="center",
-                fontsize="large",
-                fontweight="bold",
-                path_effects=[withStroke(linewidth=3, foreground=ax.get_facecolor())],
-            )
+            ax.annotate(str(label), np.median(z[class_index == i], axis=0), **style)
         ax.set(title=name, xlabel=axis_names[0], ylabel=axis_names[1])
     if len(classes):
         handles = [
@@ -96,10 +83,10 @@ def codes_2d(codes, labels=None):
 
 
 def codes_beside_pca(model, x, labels=None):
-    """A model's codes of examples beside the two principal components of these, coloured by class.
+    """A model's codes beside the first two principal components of the examples, coloured by class.
 
     Args:
-        model: Autoencoder with at least two codes; of more than two, their principal components are drawn.
+        model: Autoencoder whose code has at least two units.
         x: Examples in the shape that the model takes; PCA is fitted on them.
         labels: As in `codes_2d`.
 
@@ -107,7 +94,7 @@ def codes_beside_pca(model, x, labels=None):
         The figure, with two axes.
 
     Raises:
-        ValueError: As `codes_2d`, and as the model on examples that it does not take.
+        ValueError: As `codes_2d`, and if the model does not take the examples.
 
     Example:
 
@@ -125,11 +112,11 @@ def codes_beside_pca(model, x, labels=None):
 
 
 def latent_grid(decode, n=15, quantiles=(0.05, 0.95), ax=None):
-    """What a two-number code means: decodes an even grid over the prior N(0, I).
+    """The meaning of a code of two units: images decoded from an even grid over the prior N(0, I).
 
     Image (i, j) is ``decode(z_1, z_2)`` with ``z_1 = F^-1(u_j)``, growing to the right, and ``z_2 = F^-1(u_i)``, growing upwards, where
-    ``F`` is the standard normal distribution function and the ``u`` lie evenly between the two quantiles: so every image stands for equally
-    much of the prior.
+    ``F`` is the standard normal distribution function and the ``u`` lie evenly between the two quantiles: every image stands for an equal
+    share of the prior.
 
     Args:
         decode: Callable from codes, float32 of shape `(n * n, 2)`, to images in [0, 1] of shape `(n * n, h, w)`, `(n * n, h, w, 1)` or
@@ -142,7 +129,7 @@ def latent_grid(decode, n=15, quantiles=(0.05, 0.95), ax=None):
         The figure. Its one axes holds one picture, RGBA, transparent between images.
 
     Raises:
-        ValueError: If `n` or `quantiles` is out of bounds, or `decode` returns something else than `n * n` finite images.
+        ValueError: If `n` or `quantiles` is out of bounds, or `decode` does not return `n * n` finite images.
 
     Example:
 
@@ -172,7 +159,7 @@ def latent_grid(decode, n=15, quantiles=(0.05, 0.95), ax=None):
 
 
 def traversal(decode, z, values=None, latents=None, ax=None):
-    """What each latent means: decodes one code with one latent changed at a time.
+    """The meaning of each latent: images decoded from one code with one latent changed at a time.
 
     Image (i, j) is ``decode(z')`` where ``z'`` is ``z`` but for its latent i, which is ``values[j]``.
 
@@ -180,18 +167,16 @@ def traversal(decode, z, values=None, latents=None, ax=None):
         decode: Callable from codes, float32 of shape `(n, latent_dim)`, to images in [0, 1], such as `model.decode`.
         z: The code to start from, shape `(latent_dim,)`: `np.zeros(latent_dim)`, the prior's centre, or `model.encode(x[:1])[0]`, an
             example's.
-        values: What latents become, shape `(steps,)` for all alike, or `(latent_dim, steps)`, a row for each. Default: -3 to 3, in standard
-            deviations of a variational model's prior N(0, I). Codes of other families have scales of their own:
-            `np.quantile(codes, np.linspace(0.05, 0.95, 9), axis=0).T`.
+        values: New values of latents, of shape `(steps,)` for all alike, or `(latent_dim, steps)`. Default: -3 to 3, in standard deviations
+            of a variational model's prior N(0, I); for other families `np.quantile(codes, np.linspace(0.05, 0.95, 9), axis=0).T`.
         latents: Numbers of the latents to show, counted from 0. Default: all.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
-        The figure. Its one axes holds one picture, RGBA, transparent between images, a row a latent.
+        The figure. Its one axes holds one picture, RGBA, transparent between images, with one row per latent.
 
     Raises:
-        ValueError: If `z` or `values` has another shape, a latent does not exist, or `decode` returns something else than as many finite
-            images as codes.
+        ValueError: If `z` or `values` has another shape, a latent does not exist, or `decode` does not return one finite image per code.
 
     Example:
 
@@ -234,9 +219,7 @@ def _plane(codes, name):
     codes = checks.array(codes, (None,), name=name)
     width = codes.shape[1]
     if width < 2:
-        raise ValueError(
-            f"`{name}` must have shape (batch, 2) or wider, to be drawn in the plane. Received: {codes.shape}."
-        )
+        raise ValueError(f"`{name}` must have shape (batch, 2) or wider, for two axes. Received: {codes.shape}.")
     if width == 2:
         return codes, ("code 1", "code 2")
     from sklearn.decomposition import PCA

@@ -34,8 +34,8 @@ def training_curves(history, unit="nats"):
     lengths = {name: values.shape for name, values in history.items()}
     if len(set(lengths.values())) > 1 or any(len(shape) != 1 or 0 in shape for shape in lengths.values()):
         raise ValueError(
-            "Every term must hold one value per epoch, and as many as the others: with "
-            f"`validation_freq`, put NaN where none was measured. Received shapes: {lengths}."
+            "Every term must hold one value per epoch, as many as the others; with `validation_freq`, put NaN where none was measured. "
+            f"Received shapes: {lengths}."
         )
 
     terms = list(dict.fromkeys(name.removeprefix("val_") for name in history))
@@ -65,18 +65,18 @@ def training_curves(history, unit="nats"):
 def error_histograms(
     normal, anomalous=None, threshold=None, unit="squared error", num_bins=50, names=("normal", "anomalous"), ax=None
 ):
-    """How the errors of normal and of anomalous examples lie to each other and to the threshold.
+    """How the errors of normal and of anomalous examples compare with each other and with the threshold.
 
-    Each group's bars add up to 100 %, however many examples it has. What lies above the threshold is called anomalous; the legend says what
-    share of each group that is. The axis is logarithmic where the largest of positive errors is more than 50 times their median.
+    Each group's bars add up to 100 %, however many examples it has. Errors above the threshold are called anomalous; the legend gives their
+    share of each group. The axis is logarithmic where the largest of positive errors is more than 50 times their median.
 
     Args:
         normal: Errors of normal examples, shape `(n,)`; of a detector, `-detector.score_samples(x)`.
         anomalous: Errors of anomalous examples, shape `(m,)`. None, the default, where there are none.
         threshold: Number, in the errors' unit. None, the default, draws none.
-        unit: What the errors are, on the x axis. Default "squared error".
+        unit: Name of the errors, on the x axis. Default "squared error".
         num_bins: Positive integer, common to both groups. Default 50.
-        names: What the groups are called, such as ("training", "test").
+        names: Names of the groups, such as ("training", "test").
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -123,7 +123,7 @@ def error_histograms(
 
 
 def rate_distortion(curves, ax=None):
-    """What quality costs: peak signal-to-noise ratio over bits per pixel, one curve per codec. Higher, or further left, is better.
+    """The cost of quality: peak signal-to-noise ratio over bits per pixel, one curve per codec. Higher, or further left, is better.
 
     Args:
         curves: Dict from codec name to `(bits_per_pixel, psnr)`, two numbers or two sequences of the same length, in bits and decibels;
@@ -134,7 +134,7 @@ def rate_distortion(curves, ax=None):
         The figure, whose axes holds one line per codec.
 
     Raises:
-        ValueError: If there is no codec, or a curve is not two sequences of as many finite numbers.
+        ValueError: If there is no codec, or a curve is not two sequences of finite numbers, equally long.
 
     Example:
 
@@ -169,7 +169,7 @@ def singular_values(values, ax=None):
     others.
 
     Args:
-        values: Dict from model name to singular values of shape `(n, r)`, those of one example's Jacobian a row, sorted descending.
+        values: Dict from model name to singular values of shape `(n, r)`, one example's Jacobian per row, sorted descending.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -196,12 +196,8 @@ def singular_values(values, ax=None):
                 f"`values[{name!r}]` must be at least 0, as singular values are. Received: {of_model.min()}."
             )
         mean = of_model.mean(axis=0)
-        ax.plot(
-            np.arange(1, len(mean) + 1),
-            np.where(mean > 0, mean, np.nan),
-            label=str(name),
-            **line_style(i, len(mean) <= 20),
-        )
+        style = line_style(i, len(mean) <= 20)
+        ax.plot(np.arange(1, len(mean) + 1), np.where(mean > 0, mean, np.nan), label=str(name), **style)
     ax.set(yscale="log", xlabel="rank of the singular value", ylabel="singular value (code per input), mean")
     ax.legend()
     return ax.figure

@@ -1,4 +1,4 @@
-"""What the figures share: theme, saving, grids of images, and checks."""
+"""Shared by all figures: theme, saving, grids of images, and checks."""
 
 import contextlib
 import math
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from kerasae import checks, writing
+from kerasae.metrics.arrays import batch, flat
 
-# Ten colours told apart by people with any colour vision: Petroff, 2021, "Accessible color
-# sequences for data visualization" (matplotlib's own "petroff10", which came after 3.9).
+# Told apart by people with any colour vision: Petroff, 2021, "Accessible color sequences for data visualization" ("petroff10").
 COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
@@ -100,7 +100,7 @@ def mosaic(grid, ax, margin=0.1, caption=""):
     """Draws images of shape `(rows, columns, h, w, 4)` as one picture.
 
     One picture instead of one axes per image: a latent grid would need hundreds of axes. A new figure leaves `margin` inches, (width,
-    height) or both, for what stands beside the images, and is as wide as `caption` under them.
+    height) or both, for names beside the images, and is as wide as `caption` under them.
 
     Returns:
         The axes, and the pixel positions of the rows' and the columns' centres.
@@ -119,11 +119,7 @@ def mosaic(grid, ax, margin=0.1, caption=""):
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[], xlabel=caption)
     ax.spines[:].set_visible(False)
-    return (
-        ax,
-        np.arange(rows) * (height + gap) + (height - 1) / 2,
-        np.arange(columns) * (width + gap) + (width - 1) / 2,
-    )
+    return ax, *(np.arange(n) * (side + gap) + (side - 1) / 2 for n, side in ((rows, height), (columns, width)))
 
 
 def as_grid(images, columns):
@@ -142,7 +138,7 @@ def name_rows(ax, centres, names):
 
 
 def name_width(names):
-    """Inches that rows' names take at the left of a mosaic."""
+    """Inches that the names of rows take at the left of a mosaic."""
     return 0.2 + _LETTER_INCHES * max(len(str(name)) for name in names)
 
 
@@ -223,10 +219,7 @@ def check_mapping(value, name, of):
 
 def flat_codes(codes, name="codes"):
     """Codes as `(n, units)`; every entry of an example is one unit."""
-    codes = checks.array(codes, name=name)
-    if codes.ndim < 2:
-        raise ValueError(f"`{name}` must have the batch first and a rank of at least 2. Received shape: {codes.shape}.")
-    return codes.reshape(len(codes), -1)
+    return flat(batch(codes, name))
 
 
 def check_numbers(numbers, name, size):
@@ -248,7 +241,7 @@ def check_as_many(values, codes, name):
 
 
 def latent_name(i):
-    """What the latent with this number, from 0, is called, from 1, as in formulas."""
+    """The name of the latent with this number, counted from 0; names count from 1, as in formulas."""
     return f"$z_{{{i + 1}}}$"
 
 

@@ -1,4 +1,4 @@
-"""Images beside one another: reconstructions, denoising, samples, and arrays that may be negative."""
+"""Pictures of images: reconstructions, denoising, samples, and arrays that may be negative."""
 
 import numpy as np
 
@@ -7,10 +7,9 @@ from kerasae.figures.drawing import as_grid, check_mapping, decoded, draw_signed
 
 
 def reconstructions(rows, num_images=10, ax=None):
-    """Rows of images under one another: inputs beside what became of them.
+    """Rows of images under one another, such as inputs and their reconstructions, by one model or by several.
 
-    Column i shows image i of every row, so the same function serves inputs and reconstructions, several models at once, or a denoising
-    model's clean, corrupted and denoised images.
+    Column i shows image i of every row.
 
     Args:
         rows: Dict from row name, shown at the left, to images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`; every row
@@ -48,15 +47,14 @@ def reconstructions(rows, num_images=10, ax=None):
 
 
 def denoising(model, x, x_corrupted=None, num_images=10, ax=None):
-    """Three rows: clean images, the same corrupted, and what a model makes of these.
+    """Three rows: clean images, the same images corrupted, and a model's reconstructions of those.
 
-    Beside each of the lower two stands its peak signal-to-noise ratio in decibels, the mean over the images shown, as shown: clipped to
-    [0, 1].
+    The lower two rows are named with their peak signal-to-noise ratio in decibels, the mean over the images shown, clipped to [0, 1].
 
     Args:
         model: Autoencoder.
         x: Clean images in [0, 1], in the shape that the model takes.
-        x_corrupted: The same images, corrupted; by default, by the model's own corruption, by the same noise each time.
+        x_corrupted: The same images, corrupted. By default the model's own corruption makes them, with the same noise each time.
         num_images: Positive integer, the number of columns: the first images are shown. Default 10.
         ax: Matplotlib axes to draw in; a new figure by default.
 
@@ -156,9 +154,9 @@ def interpolation(model, x_start, x_end, num_steps=8, ax=None):
 
     Args:
         model: Autoencoder of images.
-        x_start: Images in [0, 1], `(n, ...)` in the shape that the model takes, a row each.
+        x_start: Images in [0, 1], `(n, ...)` in the shape that the model takes, one per row.
         x_end: As many images.
-        num_steps: Integer >= 2, decoded images a row. Default 8.
+        num_steps: Integer >= 2, decoded images per row. Default 8.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -195,7 +193,7 @@ def interpolation(model, x_start, x_end, num_steps=8, ax=None):
 
 
 def _corrupted(model, x):
-    """Examples corrupted by a model's own layer, by the same noise each time; training's noise goes on as if nothing had happened."""
+    """Examples corrupted by a model's own layer, with the same noise each time; the noise of training is left as it was."""
     layer = getattr(model, "corruption", None)
     if layer is None:
         raise ValueError("The model has no corruption of its own: pass `x_corrupted`.")

@@ -1,4 +1,4 @@
-"""What networks have learned: their weights as images, and the Jacobians of encoders."""
+"""Pictures of networks: their weights as images, and the Jacobians of encoders."""
 
 import math
 
@@ -12,9 +12,9 @@ from kerasae.models.jacobian import jacobians
 
 
 def filters(model, num_filters=64, columns=None, ax=None):
-    """What the encoder's first layer looks for: its weights as images.
+    """The weights of the encoder's first layer as images: the patterns that it responds to.
 
-    A dense layer's unit has a weight for every pixel; a convolution's filter, one for every pixel of its kernel.
+    A unit of a dense layer has a weight for every pixel, a filter of a convolution one for every pixel of its kernel.
 
     Args:
         model: Autoencoder of images whose encoder begins with a dense layer or a 2-D convolution.
@@ -41,10 +41,10 @@ def filters(model, num_filters=64, columns=None, ax=None):
 
 
 def atoms(model, num_atoms=64, columns=None, ax=None):
-    """What the decoder's last layer paints with: what each unit before it adds to the image.
+    """The weights of the decoder's last layer as images: the patterns that the units before it add to the image.
 
-    A dense layer's unit has a weight for every pixel; a transposed convolution's, one for every pixel of its kernel. For a decoder of one
-    layer, unit i is the code's entry i.
+    Into a dense layer, a unit has a weight for every pixel; into a transposed convolution, one for every pixel of its kernel. Of a decoder
+    of one layer, unit i is unit i of the code.
 
     Args:
         model: Autoencoder of images whose decoder ends in a dense layer or a 2-D (transposed) convolution.
@@ -78,7 +78,7 @@ def jacobian_spectrum(models, x, ax=None):
 
     Args:
         models: Dict from name to autoencoder, all of which take `x`.
-        x: A few examples, in the shape that the models take. Time grows with them, and with the code's size.
+        x: A few examples, in the shape that the models take. Time grows with their number and with the code's size.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -104,7 +104,7 @@ def jacobian_spectrum(models, x, ax=None):
         values = np.concatenate(
             [np.linalg.svd(jacobian, compute_uv=False) for jacobian in jacobians(model.encoder, x, model.code_of)]
         )
-        # What lies below the arithmetic's precision is a zero.
+        # Values below the arithmetic's precision are zeros.
         spectra[name] = np.where(values > np.finfo(values.dtype).eps * values[:, :1], values, 0)
     return singular_values(spectra, ax)
 
@@ -112,14 +112,14 @@ def jacobian_spectrum(models, x, ax=None):
 def tangents(model, x, num_tangents=6, ax=None):
     """The directions in which a small change of an image changes its code most.
 
-    They are the leading right singular vectors of the encoder's Jacobian ``df/dx``, with the singular value in each. Where a model has
-    learned the manifold that the data lie on, they span its tangent plane there: they look like strokes that move, bend or grow. A singular
-    vector's sign means nothing; its largest entry is made positive.
+    They are the leading right singular vectors of the encoder's Jacobian ``df/dx``, each with its singular value. If a model has learned
+    the manifold that the data lie on, they span its tangent plane: they look like strokes that move, bend or grow. A singular vector's sign
+    means nothing; its largest entry is made positive.
 
     Args:
         model: Autoencoder of images.
-        x: A few images in [0, 1], a row each.
-        num_tangents: Positive integer, directions a row; at most the smaller of code and image. Default 6.
+        x: A few images in [0, 1], one per row.
+        num_tangents: Positive integer, directions per row; at most the smaller of the sizes of code and image. Default 6.
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
@@ -154,18 +154,10 @@ def tangents(model, x, num_tangents=6, ax=None):
     ax, ys, xs = mosaic(grid, ax, (1.0, 0.6), caption="direction, by falling singular value (in the corner)")
     for y, row in zip(ys, names, strict=True):
         for centre, name in zip(xs[1:], row, strict=True):
-            # In the image's lower right corner, dark on the light ground that most of a direction is.
+            # In the image's lower right corner, dark on light, as most of a direction is light.
             corner = centre + shown.shape[2] / 2 - 0.5, y + shown.shape[1] / 2 - 0.5
-            ax.annotate(
-                name,
-                corner,
-                xytext=(-1, 1),
-                textcoords="offset points",
-                ha="right",
-                fontsize=6,
-                color="black",
-                path_effects=[withStroke(linewidth=1.5, foreground="white")],
-            )
+            style = {"fontsize": 6, "color": "black", "path_effects": [withStroke(linewidth=1.5, foreground="white")]}
+            ax.annotate(name, corner, xytext=(-1, 1), textcoords="offset points", ha="right", **style)
     ax.set_xticks(xs, ["image", *map(str, range(1, grid.shape[1]))])
     ax.tick_params(axis="x", length=0)
     draw_sign_scale(ax, x)
@@ -191,12 +183,8 @@ def _kernel_images(layer, shape, into):
     kernel = np.asarray(layer.source.kernel).T if isinstance(layer, TiedDense) else np.asarray(layer.kernel)
     if isinstance(layer, (keras.layers.Dense, TiedDense)):
         units = kernel.T if into else kernel  # (units, pixels)
-        if (
-            None not in shape
-            and units.shape[1] == math.prod(shape)
-            and len(shape) in (2, 3)
-            and (len(shape) == 2 or shape[2] in (1, 3))
-        ):
+        are_images = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+        if are_images and None not in shape and units.shape[1] == math.prod(shape):
             return units.reshape(-1, *shape)
     elif isinstance(layer, keras.layers.Conv2DTranspose) and not into and kernel.shape[2] in (1, 3):
         return kernel.transpose(3, 0, 1, 2)  # (h, w, outputs, inputs)

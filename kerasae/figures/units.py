@@ -1,4 +1,4 @@
-"""What each unit of a code tells: what it responds to, how much it varies, and which are dead."""
+"""Pictures of a code's units: how they respond, how much they vary, and which are dead."""
 
 import math
 
@@ -9,17 +9,15 @@ from kerasae.figures import drawing
 
 
 def code_activations(codes, images=None, num_images=6):
-    """What a few examples' codes hold, unit by unit: of a sparse code, the few units that are active.
+    """The codes of a few examples, unit by unit: in a sparse code few units are active.
 
     Args:
         codes: Codes of shape `(n, ...)`, such as `model.encode(x)`; every entry of an example is one unit.
-        images: The examples, images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`, to stand beside their codes. None,
-            the default, leaves them out, as for a table.
+        images: The examples, to stand beside their codes: as in `top_images`, or None, the default, for a table.
         num_images: Positive integer, how many of the first examples are shown. Default 6.
 
     Returns:
-        The figure, with one axes per code, on common scales, and, before it, one per image. A code is drawn as a line from 0 for each unit
-        that is not 0.
+        The figure, with one axes per code, on common scales, each after that of its image. Each unit that is not 0 is a line from 0.
 
     Raises:
         ValueError: If the lengths differ, an array is empty or not finite, or images have another rank.
@@ -61,14 +59,14 @@ def code_activations(codes, images=None, num_images=6):
 def top_images(codes, images, labels=None, num_units=10, num_images=10, units=None, ax=None):
     """For each unit of a code, the images that it responds to most, strongest first.
 
-    A unit whose strongest response is negative is turned round, and its name says so. Where a code is 0, as most of a sparse code is, the
-    unit does not respond, and nothing is shown.
+    A unit whose strongest response is negative is turned round, and its name says so. Examples of which the unit is 0, as most units of a
+    sparse code are, are not shown.
 
     Args:
         codes: Codes of shape `(n, ...)`; every entry of an example is one unit.
         images: The `n` examples, images in [0, 1] of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`.
-        labels: Classes of shape `(n,)`. Units are then sorted by the class that is commonest among their images, and named by it. None, the
-            default, leaves them by their variance.
+        labels: Classes of shape `(n,)`, by which units are then sorted and named: each by the commonest among its images. Default: by their
+            variance.
         num_units: Positive integer, how many rows: the units whose codes vary most. Default 10.
         num_images: Positive integer, how many columns. Default 10.
         units: Numbers of the units to show, counted from 0, instead of `num_units`.
@@ -126,7 +124,7 @@ def top_images(codes, images, labels=None, num_units=10, num_images=10, units=No
 
 
 def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
-    """How much each latent of a variational model tells, and which have collapsed.
+    """How much information each latent of a variational model carries, and which have collapsed.
 
     Bar i is ``KL(q(z_i|x) || N(0, 1)) = 1/2 (sigma_i^2 + mu_i^2 - 1 - ln sigma_i^2)``, mean over examples, largest first. A latent is
     active where the variance of its mean mu_i over the examples exceeds the threshold, as in `kerasae.metrics.active_units`.
@@ -138,7 +136,7 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
-        The figure, whose axes holds a bar a latent.
+        The figure, whose axes holds one bar per latent.
 
     Raises:
         ValueError: If shapes do not match, an array is not finite, or there are fewer than two examples.
@@ -162,15 +160,8 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
         )
     kl = (0.5 * (np.exp(z_log_var) + z_mean**2 - 1 - z_log_var)).mean(axis=0)
     num_active = metrics.active_units(z_mean, threshold)
-    ax = _unit_bars(
-        kl,
-        _variance(z_mean) > threshold,
-        "latent",
-        drawing.latent_name,
-        f"variance of $\\mu$ > {threshold:g}",
-        "collapsed",
-        ax,
-    )
+    active, criterion = _variance(z_mean) > threshold, f"variance of $\\mu$ > {threshold:g}"
+    ax = _unit_bars(kl, active, "latent", drawing.latent_name, criterion, "collapsed", ax)
     ax.set_ylabel("KL to the prior (nats, mean over examples)")
     ax.set_title(f"{kl.sum():.2f} nats in all, {num_active} of {len(kl)} latents active")
     return ax.figure
@@ -179,7 +170,7 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
 def unit_variance(codes, threshold=0.01, ax=None):
     """How much each unit of a code varies over the examples, and which are dead.
 
-    Bar i is the variance of the code's entry i, largest first; the axis is linear up to the threshold and logarithmic above it (of a
+    Each bar is the variance of one unit, largest first; the axis is linear up to the threshold and logarithmic above it (of a
     threshold of 0, from a ten-thousandth of the largest variance), so that a dead unit's 0 can be seen beside the others.
 
     Args:
@@ -188,7 +179,7 @@ def unit_variance(codes, threshold=0.01, ax=None):
         ax: Matplotlib axes to draw in; a new figure by default.
 
     Returns:
-        The figure, whose axes holds a bar a unit.
+        The figure, whose axes holds one bar per unit.
 
     Raises:
         ValueError: As `kerasae.metrics.active_units`.
@@ -219,8 +210,9 @@ def _variance(codes):
 
 
 def _unit_bars(values, active, unit, name, criterion, inactive, ax):
-    """A bar a unit, largest first, active units told from others by colour and hatch."""
+    """One bar per unit, largest first; colour and hatch tell active units from others."""
     order = np.argsort(-values, kind="stable")
+    many = len(values) > 100
     ax = drawing.one_axes(ax, np.clip(2 + 0.28 * len(values), 5, 10), 3.8)
     for group, colour, hatch, label in (
         (active, drawing.COLOURS[0], None, f"active ({criterion})"),
@@ -228,16 +220,9 @@ def _unit_bars(values, active, unit, name, criterion, inactive, ax):
     ):
         ranks = np.flatnonzero(group[order])
         if len(ranks):
-            ax.bar(
-                ranks,
-                values[order][ranks],
-                width=0.8 if len(values) <= 100 else 1.0,
-                facecolor=(colour, 0.9 if hatch is None else 0.35),
-                edgecolor=colour,
-                linewidth=1 if len(values) <= 100 else 0,
-                hatch=hatch,
-                label=f"{label}: {len(ranks)}",
-            )
+            size = {"width": 1.0 if many else 0.8, "linewidth": 0 if many else 1}
+            style = {"facecolor": (colour, 0.9 if hatch is None else 0.35), "edgecolor": colour, "hatch": hatch}
+            ax.bar(ranks, values[order][ranks], label=f"{label}: {len(ranks)}", **size, **style)
     if len(values) <= 32:
         ax.set_xticks(np.arange(len(values)), [name(i) for i in order], fontsize="small")
     ax.set_xlabel(f"{unit}, sorted" if len(values) <= 32 else f"{unit}s, sorted")

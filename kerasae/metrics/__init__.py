@@ -1,4 +1,4 @@
-"""What is reported about a fitted model: NumPy arrays in, plain numbers out.
+"""Measures of a fitted model: NumPy arrays in, plain numbers out.
 
 Errors follow one reduction: summed over an example's features, mean over examples. Arrays have any rank of at least 2 with the batch first;
 codes of a higher rank (convolutional ones) are flattened.

@@ -1,4 +1,4 @@
-"""Checks of what the metrics take."""
+"""Checks of the metrics' arguments."""
 
 from kerasae import checks
 
@@ -27,7 +27,7 @@ def train_and_test(train, test, names):
 
 
 def at_most(value, name, maximum, of):
-    """The value as an int from 1 to the number `maximum` of what `of` names."""
+    """The value as an int from 1 to `maximum`, the number of things that `of` names."""
     value = checks.positive_int(value, name)
     if value > maximum:
         raise ValueError(f"`{name}` must be at most {maximum}, the number of {of}. Received: {value}")

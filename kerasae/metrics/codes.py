@@ -1,4 +1,4 @@
-"""What codes hold: classes that a simple classifier finds in them, the spaces they span, the units that vary."""
+"""Measures of codes: classes that a simple classifier finds in them, the spaces they span, the units that vary."""
 
 import logging
 
@@ -13,10 +13,10 @@ _logger = logging.getLogger(__name__)
 def linear_probe_error(z_train, y_train, z_test, y_test, C=1.0, max_iter=1000, validation=10_000):
     """Test error of a linear classifier on frozen codes.
 
-    Protocol: each code is standardised with the training set's mean and standard deviation (a constant code becomes zero), then multinomial
-    logistic regression is fitted on the training codes by L-BFGS, minimising ``sum_i cross_entropy_i + ||W||^2 / (2 C)``, with the bias not
-    penalised. Nothing is chosen on the test set. scikit-learn warns if `max_iter` ends the fit. float64 codes are computed in float64, all
-    others in float32.
+    Protocol: each unit of the code is standardised with the training set's mean and standard deviation (a constant unit becomes zero), then
+    multinomial logistic regression is fitted on the training codes by L-BFGS, minimising ``sum_i cross_entropy_i + ||W||^2 / (2 C)``, with
+    the bias not penalised. Nothing is chosen on the test set. scikit-learn warns if `max_iter` ends the fit. float64 codes are computed in
+    float64, all others in float32.
 
     Args:
         z_train: Codes of shape `(num_train, ...)`.
@@ -80,10 +80,7 @@ def knn_accuracy(z_train, y_train, z_test, y_test, num_neighbors=5):
     smallest label wins a tie. Codes are not rescaled, so the result also judges their scale.
 
     Args:
-        z_train: Codes of shape `(num_train, ...)`.
-        y_train: Class labels of shape `(num_train,)`.
-        z_test: Codes of shape `(num_test, ...)`, with the same features.
-        y_test: Class labels of shape `(num_test,)`.
+        z_train, y_train, z_test, y_test: As in `linear_probe_error`.
         num_neighbors: Integer from 1 to `num_train`. Default 5.
 
     Returns:
@@ -138,8 +135,7 @@ def principal_angles(a, b):
     a, b = batch(a, "a"), batch(b, "b")
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
         raise ValueError(
-            "`a` and `b` must be matrices with as many rows, `(features, n)` and `(features, m)`. "
-            f"Received shapes: {a.shape} and {b.shape}."
+            f"`a` and `b` must be matrices, `(features, n)` and `(features, m)`. Received shapes: {a.shape} and {b.shape}."
         )
     for name, matrix in (("a", a), ("b", b)):
         if not matrix.any():

@@ -1,4 +1,4 @@
-"""Does a model know its data, or does it copy?"""
+"""The diagnosis of a model."""
 
 import numpy as np
 
@@ -12,15 +12,16 @@ def diagnose(model, x_train, x_test, noise_stddev=0.25, seed=0):
 
     With `e(a, b)` the squared error of reconstructions, summed over features, mean over examples, and `v` the test set's total variance:
 
-    - `test_error`, `e(x, g(f(x))) / v`: what is lost of test data: 0 for a perfect copy, 1 for the mean.
+    - `test_error`, `e(x, g(f(x))) / v`: the share of test data that is lost: 0 for a perfect copy, 1 for the mean.
     - `train_error`: the same of training data.
     - `noise_error`: the same of noise that the data never held: test data with every feature shuffled among the examples, which keeps each
-      feature's values and breaks what connects them. A model that has learned the data can't reconstruct it; one that copies can.
+      feature's values and breaks the connections between features. A model that has learned the data can't reconstruct it; one that copies
+      can.
     - `noise_passed`, `||g(f(x + n)) - g(f(x))||^2 / ||n||^2` for Gaussian n: 1 where noise is copied, near 0 where it is removed.
 
     Args:
         model: autoencoder with `predict`.
-        x_train: training data, `(n, ...)`; as many as test data are used.
+        x_train: training data, `(n, ...)`, of which as many are used as there are test data.
         x_test: data that the model was not trained on.
         noise_stddev: of n, above 0, in units of the data's standard deviation over all features. Default 0.25.
         seed: of the noise.
@@ -32,7 +33,7 @@ def diagnose(model, x_train, x_test, noise_stddev=0.25, seed=0):
         sentences, one for each that is found; empty for a sound model.
 
     Raises:
-        ValueError: as the model, on data that it does not take; where test data don't vary.
+        ValueError: if the model does not take the data, or test data don't vary.
 
     Example:
 
@@ -83,15 +84,11 @@ def _failings(result):
     latent_dim, num_features = result["latent_dim"], result["num_features"]
     found = []
     if result["copies"]:
-        size = (
-            "a code as large as the input"
-            if latent_dim == num_features
-            else "a code larger than the input"
-            if latent_dim > num_features
-            else "too much capacity behind its bottleneck"
-        )
+        size = "a code as large as the input" if latent_dim == num_features else "a code larger than the input"
+        if latent_dim < num_features:
+            size = "too much capacity behind its bottleneck"
         found.append(
-            f"It copies, with {size} ({latent_dim} for {num_features} features): of noise that the data never held it loses "
+            f"It copies, with {size} ({latent_dim} for {num_features} features): of noise that the data never held, it loses "
             f"{result['noise_error']:.1%}, of data {result['test_error']:.1%}. A smaller code or a regulariser (denoising, sparse, "
             "contractive) makes it learn the data."
         )

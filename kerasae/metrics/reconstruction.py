@@ -80,7 +80,8 @@ def pca_error(x_train, x_test, num_components):
     """Squared error of principal component analysis: the baseline of every autoencoder.
 
     The components are fitted on `x_train`; `squared_error` is measured on `x_test`, without clipping the reconstruction to the pixels'
-    range. No linear autoencoder with as many codes has a lower error on its own training data. The solver is exact and deterministic.
+    range. No linear autoencoder with a code of as many units has a lower error on its own training data. The solver is exact and
+    deterministic.
 
     Args:
         x_train: Array of shape `(num_train, ...)`.

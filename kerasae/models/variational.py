@@ -87,12 +87,7 @@ class VariationalAutoencoder(Autoencoder):
     def forward(self, x, training):
         z_mean, z_log_var = self.encoder(x, training=training)
         z = self.posterior.sample((z_mean, z_log_var), self.noise_generator(training))
-        return {
-            "z_mean": z_mean,
-            "z_log_var": z_log_var,
-            "z": z,
-            **self.reconstruct(z, training, self.condition_of(x)),
-        }
+        return {"z_mean": z_mean, "z_log_var": z_log_var, "z": z, **self.reconstruct(z, training, self.condition_of(x))}
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
