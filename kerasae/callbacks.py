@@ -13,21 +13,18 @@ from kerasae.models import Autoencoder
 
 
 class Pictures(keras.callbacks.Callback):
-    """Draws pictures of what a model has learned, every few epochs during training and after the last.
+    """Draws pictures of a model, every few epochs during training and after the last.
 
     - `reconstructions`, if examples are images: `x` beside its reconstructions. If the model corrupts its input: `x` clean, corrupted
       and denoised.
     - `samples`, if examples are images and the model can sample: decoded from the same codes each time.
-    - `codes`, if a code has at least two numbers: the codes of `x` as points, coloured by class. Longer codes are shown by their first two
-      principal components, as the axes say.
-    - `units`: which units of the code carry information: the KL of each latent of a variational model, or the variance of each unit.
+    - `codes`, if a code has at least two units: the codes of `x` as points, coloured by class, as `kerasae.figures.codes_2d` draws them.
+    - `units`: the information in each unit of the code: the KL of each latent of a variational model, else the variance of each unit.
 
     Each picture is written, whole or not at all, to a file such as `<folder>/epoch-0005-reconstructions.png`, with epochs counted from 1 as
     in the progress bar. TensorBoard shows it under the same name in the run `<log_dir>/pictures`, at the step where
-    `keras.callbacks.TensorBoard` has that epoch's losses. TensorBoard need not be installed to write it. Colours follow matplotlib's
-    style; see `kerasae.figures.theme`.
-
-    The callback doesn't change training: it uses none of training's random numbers.
+    `keras.callbacks.TensorBoard` has that epoch's losses, even if TensorBoard is not installed here. Colours follow matplotlib's style; see
+    `kerasae.figures.theme`. The callback doesn't change training: it uses none of training's random numbers.
 
     Args:
         x: at least 2 examples to draw, `(n, ...)` in the shape that the model takes. Images in [0, 1] of shape `(n, h, w)`,
@@ -68,13 +65,14 @@ class Pictures(keras.callbacks.Callback):
         self.every = checks.positive_int(every, "every")
         self.num_images = checks.positive_int(num_images, "num_images")
         self.labels = None if labels is None else np.asarray(labels)
-        if self.labels is not None and self.labels.shape != (len(self.x),):
-            raise ValueError(
-                f"`labels` must hold one class per example, of which there are {len(self.x)}. Received shape: {self.labels.shape}"
-            )
         if self.labels is not None:
-            # Checks the labels now, not after an epoch.
-            figures.codes_2d({"codes": np.zeros((len(self.x), 2))}, self.labels)
+            if self.labels.shape != (len(self.x),):
+                raise ValueError(
+                    f"`labels` must hold one class per example, of which there are {len(self.x)}. Received shape: {self.labels.shape}"
+                )
+            figures.codes_2d(
+                {"codes": np.zeros((len(self.x), 2))}, self.labels
+            )  # for its checks, now and not after an epoch
         self._has_images = self.x.ndim == 3 or (self.x.ndim == 4 and self.x.shape[-1] in (1, 3))
         if self._has_images:
             figures.samples(self.x[: self.num_images])  # for its checks
@@ -117,7 +115,7 @@ class Pictures(keras.callbacks.Callback):
         self._drawn_epoch = epoch
 
     def _draw(self, epoch):
-        """`{name: matplotlib.figure.Figure}` of the model in its present state."""
+        """`{name: matplotlib.figure.Figure}` of the model as it is."""
         model, drawn = self.model, {}
         codes = model.encode(self.x)
         units = codes.reshape(len(codes), -1)
@@ -134,8 +132,7 @@ class Pictures(keras.callbacks.Callback):
         if units.shape[1] >= 2:
             drawn["codes"] = figures.codes_2d({f"epoch {epoch + 1}": units}, self.labels)
         if model.posterior is not None:
-            parameters = model.encoder.predict(self.x, verbose=0)
-            drawn["units"] = figures.unit_kl(*parameters, model.active_variance)
+            drawn["units"] = figures.unit_kl(*model.encoder.predict(self.x, verbose=0), model.active_variance)
         else:
             drawn["units"] = figures.unit_variance(units, model.active_variance)
         return drawn

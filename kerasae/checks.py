@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises a `ValueError` that says what was expected, what was received and what to do."""
+"""Checks of arguments: each raises a `ValueError` that names the expected and the received value and, if it can, the way out."""
 
 import difflib
 import math
@@ -74,7 +74,7 @@ def array(values, shape=None, name="x", unit_interval=False, missing=False):
     Args:
         values: array-like, batch first.
         shape: the shape of one example, without the batch; `None` entries accept any size. Default: the shape is not checked.
-        name: what error messages call it.
+        name: its name in error messages.
         unit_interval: whether values must lie in [0, 1], as a Bernoulli likelihood needs.
         missing: whether NaN is taken, as a missing value; infinity is not.
 
@@ -129,7 +129,7 @@ def inputs(values, shapes, name="x", unit_interval=False, missing=False):
     Args:
         values: a list or tuple of arrays, or a dict by name.
         shapes: `{name of an input: shape of one example}`, in order.
-        name: what error messages call it.
+        name: as in `array`.
         unit_interval, missing: as in `array`, for the first input.
 
     Raises:
@@ -147,7 +147,7 @@ def inputs(values, shapes, name="x", unit_interval=False, missing=False):
 
 
 def memory(shape, dtype, what, copies=1):
-    """Raises where so many copies of an array would not fit into the memory that is free, before it is filled."""
+    """Raises, before any is made, if so many copies of an array would not fit into the free memory; `what` names the array."""
     needed = copies * math.prod(shape) * np.dtype(dtype).itemsize
     try:
         import psutil
@@ -163,7 +163,7 @@ def memory(shape, dtype, what, copies=1):
 
 
 def listed(items, most=5):
-    """The first of many offenders, for a message that says how many more there are."""
+    """The first of many items and the number of the others, for a message."""
     items = list(map(str, items))
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 

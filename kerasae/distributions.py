@@ -35,7 +35,7 @@ class _Named:
 
 
 class Likelihood(_Named):
-    """How an example is judged given its code: what a decoder's outputs mean, and the loss they give.
+    """The distribution of an example given its code: the meaning of a decoder's outputs, and the loss that they give.
 
     Attributes:
         name: of the likelihood.
@@ -61,7 +61,7 @@ class Likelihood(_Named):
         )
 
     def loss(self, x, outputs):
-        """`-ln p(x|z)` per example, shape `(batch,)`; `outputs` is what `reader`'s function gives."""
+        """`-ln p(x|z)` per example, shape `(batch,)`; `outputs` are those that `reader`'s function gives."""
         raise NotImplementedError
 
     def log_prob(self, x, outputs):
@@ -69,7 +69,7 @@ class Likelihood(_Named):
         return -self.loss(x, outputs)
 
     def log_prob_of_samples(self, x, outputs, num_samples):
-        """`ln p(x|z)` of `num_samples` codes for each example: `(num_samples, batch)`; `outputs` are of `num_samples * batch` codes."""
+        """`ln p(x|z)` of `num_samples` codes per example: `(num_samples, batch)`; `outputs` are of `num_samples * batch` codes."""
         return repeated_log_prob(self.loss, x, outputs, num_samples)
 
     def sample(self, outputs, generator):
@@ -78,7 +78,7 @@ class Likelihood(_Named):
 
 
 def repeated_log_prob(loss, x, outputs, num_samples):
-    """`-loss(x, outputs)`, `(num_samples, batch)`, of examples that are repeated for the codes that `outputs` are of."""
+    """`-loss(x, outputs)`, `(num_samples, batch)`, where `outputs` are of `num_samples` codes per example."""
     batch = x.shape[0]
     repeated = tf.reshape(tf.repeat(x[None], num_samples, axis=0), (num_samples * batch, *x.shape[1:]))
     return -tf.reshape(loss(repeated, outputs), (num_samples, batch))
@@ -108,10 +108,8 @@ class Bernoulli(Likelihood):
     score = "cross-entropy of x and its reconstruction r: -sum_i x_i ln r_i + (1 - x_i) ln(1 - r_i)", "nats"
 
     def reader(self, decoder):
-        with_logits = logits_decoder(decoder)
-        return lambda inputs, training: dict(
-            zip(("reconstruction", "logits"), with_logits(inputs, training), strict=True)
-        )
+        names, with_logits = ("reconstruction", "logits"), logits_decoder(decoder)
+        return lambda inputs, training: dict(zip(names, with_logits(inputs, training), strict=True))
 
     def loss(self, x, outputs):
         return losses.binary_crossentropy(x, outputs["logits"])
@@ -126,8 +124,7 @@ class Bernoulli(Likelihood):
         x = tf.reshape(x, (batch, -1))
         logits = tf.cast(tf.reshape(outputs["logits"], (num_samples, batch, -1)), tf.float32)
         factors = 1.0 + tf.exp(-tf.abs(logits))
-        padding = -logits.shape[-1] % _FACTORS
-        if padding:
+        if padding := -logits.shape[-1] % _FACTORS:
             factors = tf.pad(factors, [[0, 0], [0, 0], [0, padding]], constant_values=1.0)
         # (samples, batch, n) -> (samples, batch, 8, n / 8)
         factors = tf.reshape(factors, (*factors.shape[:2], _FACTORS, -1))
@@ -199,7 +196,7 @@ def logits_decoder(decoder):
     """A function from a decoder's inputs and `training` to `(reconstruction, logits)`; the decoder's output lies in [0, 1].
 
     Raises:
-        ValueError: where the decoder ends in a linear layer.
+        ValueError: if the decoder ends in a linear layer.
     """
     last = decoder.get_layer(decoder.output_names[0]) if hasattr(decoder, "output_names") else decoder.layers[-1]
     activation = getattr(last, "activation", None)
@@ -235,7 +232,7 @@ class DiagonalNormal(_Named):
     outputs = ("z_mean", "z_log_var")
 
     def mode(self, parameters):
-        """The most probable code, mu: what `encode` and deployed encoders give."""
+        """The most probable code, mu, which `encode` and deployed encoders give."""
         return parameters[0]
 
     def sample(self, parameters, generator):
@@ -260,11 +257,7 @@ class DiagonalNormal(_Named):
 
 
 class StandardNormal(_Named):
-    """The prior `p(z) = N(0, I)`.
-
-    Args:
-        shape: of one code.
-    """
+    """The prior `p(z) = N(0, I)` of codes of one shape."""
 
     name = "standard_normal"
 
@@ -286,11 +279,11 @@ def log_ratio(z, z_log_var, noise, batch_axes=1):
     Args:
         z: samples; NumPy or tensors, of any float type.
         z_log_var: `ln sigma^2`, which broadcasts to z's shape, every latent's its own.
-        noise: what z was made from, or `(z - mu) / sigma`, of z's shape.
-        batch_axes: how many axes in front are kept; the sum goes over the others.
+        noise: `(z - mu) / sigma`, from which z was made, of z's shape.
+        batch_axes: number of z's first axes, which are kept; the sum goes over the others.
 
     Returns:
-        Of the shape of z's first axes, in nats.
+        Nats, of the shape of z's first axes.
     """
     return 0.5 * ops.sum(ops.square(noise) + z_log_var - ops.square(z), axis=_axes(z, batch_axes))
 

@@ -1,7 +1,4 @@
-"""What a model or an estimator computes, once: its named functions, each with the ports that go in and come out.
-
-`call`, streams, export and the report ask these instead of working out again what a family does.
-"""
+"""The named functions of a model or an estimator, each with its input and output ports, for streams, export and the report alike."""
 
 import keyword
 from collections.abc import Callable
@@ -59,11 +56,11 @@ class Function:
 
     Args:
         name: such as `"encode"`; its signature's name in a SavedModel.
-        file: what its files are called, such as `"encoder"`.
+        file: name of its files, such as `"encoder"`.
         meaning: one phrase.
         inputs, outputs: ports, in order.
         compute: from tensors, in the order of the inputs, to the list of outputs; without noise, other than from a seed among its inputs.
-        reference: the same, as the model or the estimator itself answers it: what files are compared with.
+        reference: the answer of the model or the estimator itself, with which files are compared.
         seeded: whether it draws its noise from a seed among its inputs. Only TensorFlow can.
     """
 
@@ -83,7 +80,7 @@ def of_model(model):
     Further inputs of the encoder are ports by their own names, beside `x`; those that the decoder takes too stand beside `z`.
 
     Raises:
-        ValueError: where such a name can't be a port's.
+        ValueError: if such a name can't be a port's.
     """
     encoder, decoder = model.encoder, model.decoder
 
@@ -125,21 +122,15 @@ def of_model(model):
     def measure(*inputs):
         return [model.score(one_or_list(*inputs))]
 
+    def call(*inputs):
+        return [model(one_or_list(*inputs), training=False)]
+
+    examples, codes_in, first = (x, *side), (z, *conditions), reconstructions[:1]
     functions = [
-        Function("encode", "encoder", "from examples to their codes", (x, *side), codes, encode, encode),
-        Function(
-            "decode", "decoder", "from codes to reconstructions", (z, *conditions), reconstructions, decode, decode
-        ),
-        Function(
-            "reconstruct",
-            "autoencoder",
-            "from examples to reconstructions",
-            (x, *side),
-            reconstructions[:1],
-            reconstruct,
-            lambda *inputs: [model(one_or_list(*inputs), training=False)],
-        ),
-        Function("score", "score", "how badly each example is reconstructed", (x, *side), (score,), measure, measure),
+        Function("encode", "encoder", "from examples to their codes", examples, codes, encode, encode),
+        Function("decode", "decoder", "from codes to reconstructions", codes_in, reconstructions, decode, decode),
+        Function("reconstruct", "autoencoder", "from examples to reconstructions", examples, first, reconstruct, call),
+        Function("score", "score", "how badly each example is reconstructed", examples, (score,), measure, measure),
     ]
     if model.prior is not None:
         functions += _samplers(decode, z, conditions, reconstructions[0])
@@ -161,26 +152,11 @@ def _samplers(decode, z, conditions, reconstruction):
         return decode_first(tf.random.stateless_normal(shape, seed, alg="philox"), *conditions)
 
     any_number = replace(sample, shape=(None, *sample.shape[1:]))
+    by_noise, by_seed = (noise, *conditions), (num_samples, seed, *conditions)
+    name, meaning = "sample_from_seed", "from a seed to new examples"
     return [
-        Function(
-            "sample",
-            "sample",
-            "from noise to new examples",
-            (noise, *conditions),
-            (sample,),
-            decode_first,
-            decode_first,
-        ),
-        Function(
-            "sample_from_seed",
-            "sample_from_seed",
-            "from a seed to new examples",
-            (num_samples, seed, *conditions),
-            (any_number,),
-            draw,
-            draw,
-            seeded=True,
-        ),
+        Function("sample", "sample", "from noise to new examples", by_noise, (sample,), decode_first, decode_first),
+        Function(name, name, meaning, by_seed, (any_number,), draw, draw, seeded=True),
     ]
 
 
@@ -189,8 +165,8 @@ def _check_names(side, others):
     bad = [name for name in side if name in taken or keyword.iskeyword(name) or not name.isidentifier()]
     if bad:
         raise ValueError(
-            f"The encoder's inputs beside the first are deployed by their names, and {bad} can't be: names must be identifiers, and not "
-            f"those of other ports, {sorted(taken)}. Build the encoder with others: keras.Input(..., name='condition')."
+            f"The encoder's further inputs are deployed by their names, and {bad} can't be: names must be identifiers, and not those of "
+            f"other ports, {sorted(taken)}. Build the encoder with others: keras.Input(..., name='condition')."
         )
 
 
@@ -198,11 +174,10 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
     """A function of a fitted estimator: one graph from the raw input to the answer.
 
     Args:
-        name: of the function and its files.
-        meaning: one phrase.
+        name, meaning: as in `Function`; its files have the same name.
         network: Functional Keras model with one input and one output.
         output: `(name, meaning)` of the output's port.
-        answer: the estimator's own method, NumPy to NumPy, which the files are compared with.
+        answer: the estimator's own method, NumPy to NumPy, with which files are compared.
         input: `(name, meaning)` of the input's port.
 
     Raises:

@@ -1,7 +1,7 @@
 """Layers of the families: corruption, k-sparsity, tied weights, sampling. Random numbers come from `random_seed`.
 
-The mask of a sequence's steps (`keras.layers.Masking`) goes through every layer. Corruption and tied weights work on each step by itself,
-so that what a masked step becomes matters to nobody; `KSparse` counts no masked step among its k.
+All layers but `TiedDense` keep their input's shape. The mask of a sequence's steps (`keras.layers.Masking`) goes through every layer.
+Corruption and tied weights work on each step by itself, masked or not; `KSparse` keeps nothing of masked steps.
 """
 
 import math
@@ -35,43 +35,32 @@ def _uniform(shape, generator):
 
 
 def reparameterize(z_mean, z_log_var, noise):
-    """`mu + sigma * noise`: NumPy or tensors, whose shapes may broadcast. The only place where this is written.
-
-    Args:
-        z_mean: mu.
-        z_log_var: ln sigma^2, of the same shape or broadcasting to it.
-        noise: from N(0, I).
-    """
+    """`mu + sigma * noise` for noise from N(0, I): NumPy or tensors, whose shapes may broadcast. `z_log_var` is ln sigma^2."""
     return z_mean + ops.exp(0.5 * z_log_var) * noise
 
 
 def sample_normal(z_mean, z_log_var, generator):
-    """A reparameterised sample `z = mu + sigma * epsilon`, `epsilon ~ N(0, I)`.
+    """A reparameterised sample `z = mu + sigma * epsilon`, `epsilon ~ N(0, I)`, in float32 (Kingma and Welling 2014, section 2.4).
 
-    Args:
-        z_mean: mu, shape `(batch, ...)`.
-        z_log_var: ln sigma^2, of the same shape or broadcasting to it.
-        generator: `keras.random.SeedGenerator`.
-
-    Returns:
-        z, of `z_mean`'s shape, in float32.
-
-    Reference:
-        Kingma and Welling 2014, section 2.4.
+    `z_log_var` is ln sigma^2, of the shape of `z_mean` or broadcasting to it; `generator` is a `keras.random.SeedGenerator`.
     """
     z_mean, z_log_var = ops.cast(z_mean, "float32"), ops.cast(z_log_var, "float32")
     return reparameterize(z_mean, z_log_var, _normal(tf.shape(z_mean), generator))
 
 
 class Corruption(keras.layers.Layer):
-    """What the corruptions share: active in training only, with a random stream of their own.
+    """Shared by all corruptions: they are active in training only, and have a random stream of their own.
 
     Args:
         seed: int, of the noise. Default: a random one, fixed by `keras.utils.set_random_seed`.
+
+    Raises:
+        ValueError: if a number lies outside the bounds that its corruption gives, or is not finite.
     """
 
     # Each layer says whether XLA makes it faster on a CPU: see `kerasae.models.execution`.
     compiles_well = True
+    options = ()  # names of a corruption's own numbers
 
     def __init__(self, seed=None, **kwargs):
         super().__init__(**kwargs)
@@ -87,7 +76,7 @@ class Corruption(keras.layers.Layer):
         return input_shape
 
     def get_config(self):
-        return {**super().get_config(), "seed": self.seed}
+        return {**super().get_config(), "seed": self.seed, **{name: getattr(self, name) for name in self.options}}
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -97,12 +86,6 @@ class GaussianCorruption(Corruption):
     Args:
         noise_stddev: standard deviation, at least 0, in units of x. Default 0.5.
         seed: as in `Corruption`.
-
-    Returns:
-        A tensor of x's shape.
-
-    Raises:
-        ValueError: where `noise_stddev` is negative or not a finite number.
 
     Example:
 
@@ -114,6 +97,8 @@ class GaussianCorruption(Corruption):
         Vincent et al. 2010, "Stacked Denoising Autoencoders", section 3.3.
     """
 
+    options = ("noise_stddev",)
+
     def __init__(self, noise_stddev=0.5, seed=None, **kwargs):
         self.noise_stddev = checks.real_number(noise_stddev, "noise_stddev", minimum=0)
         super().__init__(seed, **kwargs)
@@ -121,26 +106,15 @@ class GaussianCorruption(Corruption):
     def corrupt(self, x):
         return x + ops.cast(self.noise_stddev * _normal(tf.shape(x), self.seed_generator), x.dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "noise_stddev": self.noise_stddev}
-
 
 @keras.saving.register_keras_serializable("kerasae")
 class MaskingCorruption(Corruption):
-    """In training, every feature is set to `value` with probability `corruption_rate`, independently of the others.
-
-    The same as dropout between the input and the first layer, but for dropout's scaling of what is kept by 1 / (1 - rate).
+    """In training, every feature is set to `value` with probability `corruption_rate`: dropout, but without scaling by 1 / (1 - rate).
 
     Args:
         corruption_rate: probability, in [0, 1]. Default 0.25.
-        value: what masked features become. Default 0.
+        value: of masked features. Default 0.
         seed: as in `Corruption`.
-
-    Returns:
-        A tensor of x's shape.
-
-    Raises:
-        ValueError: where `corruption_rate` lies outside [0, 1] or `value` is not finite.
 
     Example:
 
@@ -149,8 +123,10 @@ class MaskingCorruption(Corruption):
     ```
 
     Reference:
-        Vincent et al. 2010, section 3.3, where a fixed number of features an example is masked; here their number is binomial.
+        Vincent et al. 2010, section 3.3, where a fixed number of features per example is masked; here their number is binomial.
     """
+
+    options = ("corruption_rate", "value")
 
     def __init__(self, corruption_rate=0.25, value=0.0, seed=None, **kwargs):
         self.corruption_rate = checks.real_number(corruption_rate, "corruption_rate", minimum=0, maximum=1)
@@ -160,9 +136,6 @@ class MaskingCorruption(Corruption):
     def corrupt(self, x):
         masked = _uniform(tf.shape(x), self.seed_generator) < self.corruption_rate
         return ops.where(masked, ops.cast(self.value, x.dtype), x)
-
-    def get_config(self):
-        return {**super().get_config(), "corruption_rate": self.corruption_rate, "value": self.value}
 
 
 @keras.saving.register_keras_serializable("kerasae")
@@ -175,12 +148,6 @@ class SaltAndPepperCorruption(Corruption):
         maximum: "salt", the largest value, above `minimum`. Default 1.
         seed: as in `Corruption`.
 
-    Returns:
-        A tensor of x's shape.
-
-    Raises:
-        ValueError: where `corruption_rate` lies outside [0, 1], or `maximum` is not above `minimum`.
-
     Example:
 
     ```python
@@ -190,6 +157,8 @@ class SaltAndPepperCorruption(Corruption):
     Reference:
         Vincent et al. 2010, section 3.3, with a binomial number of features as in `MaskingCorruption`.
     """
+
+    options = ("corruption_rate", "minimum", "maximum")
 
     def __init__(self, corruption_rate=0.25, minimum=0.0, maximum=1.0, seed=None, **kwargs):
         self.corruption_rate = checks.real_number(corruption_rate, "corruption_rate", minimum=0, maximum=1)
@@ -202,30 +171,22 @@ class SaltAndPepperCorruption(Corruption):
         x = ops.where(uniform < self.corruption_rate / 2, ops.cast(self.minimum, x.dtype), x)
         return ops.where(uniform >= 1 - self.corruption_rate / 2, ops.cast(self.maximum, x.dtype), x)
 
-    def get_config(self):
-        own = {"corruption_rate": self.corruption_rate, "minimum": self.minimum, "maximum": self.maximum}
-        return {**super().get_config(), **own}
-
 
 @keras.saving.register_keras_serializable("kerasae")
 class KSparse(keras.layers.Layer):
     """Keeps each example's k largest activations and sets the others to 0: `f_k(z) = (z_1 b_1, ..., z_n b_n)`.
 
-    `b_i = 1` for the k largest entries, by magnitude or by value; among equal ones the first units win, so that exactly k are kept
-    (fewer are non-zero only where kept entries are 0). The gradient flows through kept entries only. Training keeps `current_k`, which
-    `kerasae.models.KAnnealing` changes between epochs; inference keeps `alpha * k`, rounded, at most all. Of a sequence the k are those of
-    all its steps together; masked steps are set to 0 and take none of them.
+    `b_i = 1` for the k largest entries, by magnitude or by value; of equal ones the first are taken, so that exactly k are kept. The
+    gradient flows through kept entries only. Training keeps `current_k`, which `kerasae.models.KAnnealing` changes between epochs;
+    inference keeps `alpha * k`, rounded, at most all. A sequence keeps k over all its steps; masked ones are set to 0.
 
     Args:
         k: entries to keep, at least 1 and at most the number of units.
         alpha: factor of k at inference, at least 1. Default 1.
         by: `"magnitude"`, `|z_i|`, as in the lecture; or `"value"`, `z_i`, as in the paper. Default `"magnitude"`.
 
-    Returns:
-        A tensor of z's shape.
-
     Raises:
-        ValueError: on an option out of its bounds, or k above the number of units.
+        ValueError: if an option is out of its bounds, or k above the number of units.
 
     Example:
 
@@ -245,17 +206,15 @@ class KSparse(keras.layers.Layer):
         self.alpha = checks.real_number(alpha, "alpha", minimum=1)
         self.by = checks.choice(by, "by", ("magnitude", "value"))
         self.supports_masking = True
-        # The most that training may keep; static, so that the search for the k-th largest stays short.
+        # The largest k in training; static, so that the search for the k-th largest stays short.
         self.max_k = self.k
 
     def build(self, input_shape):
         self.num_units = math.prod(input_shape[1:])
         if self.k > self.num_units:
             raise ValueError(f"`k` must be at most the number of units, {self.num_units}. Received: {self.k}")
-        self.current_k = self.add_weight(
-            shape=(), dtype="int32", initializer="zeros", trainable=False, name="current_k"
-        )
-        self.current_k.assign(self.k)
+        initial = keras.initializers.Constant(self.k)
+        self.current_k = self.add_weight((), initial, dtype="int32", trainable=False, name="current_k")
 
     def call(self, z, training=False, mask=None):
         flat = ops.reshape(z, (-1, self.num_units))
@@ -271,14 +230,14 @@ class KSparse(keras.layers.Layer):
             # (batch, max_k) each; of equal entries the one with the smaller index comes first.
             largest, indices = tf.math.top_k(score, self.max_k)
             last = [tf.convert_to_tensor(self.current_k.value) - 1]
-            # (batch, 1): the k-th largest entry, and where it is. What equals it and is kept has a smaller index.
+            # (batch, 1): the k-th largest entry and its index. Equal entries that are kept have smaller indices.
             threshold, index = tf.gather(largest, last, axis=1), tf.gather(indices, last, axis=1)
             keep = (score > threshold) | ((score == threshold) & (tf.range(self.num_units) <= index))
         else:
-            # Where the graph is deployed, in half precision too, the order of equal entries is not relied on.
+            # Deployed graphs, some in half precision, don't rely on the order of equal entries.
             threshold = tf.math.top_k(score, self.inference_k).values[:, -1:]
             above = score > threshold
-            # Of those equal to the threshold, the first so many as are missing to k.
+            # Of the entries equal to the threshold, the first ones fill up to k.
             equal = tf.cast(score == threshold, tf.int32)
             missing = self.inference_k - tf.reduce_sum(tf.cast(above, tf.int32), axis=1, keepdims=True)
             keep = above | ((equal > 0) & (tf.cumsum(equal, axis=1) <= missing))
@@ -286,7 +245,7 @@ class KSparse(keras.layers.Layer):
 
     @property
     def inference_k(self):
-        """How many entries inference keeps: `alpha * k`, rounded, at most all."""
+        """The number of entries that inference keeps: `alpha * k`, rounded, at most all."""
         return min(round(self.alpha * self.k), self.num_units)
 
     def compute_output_shape(self, input_shape):
@@ -298,18 +257,15 @@ class KSparse(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("kerasae")
 class TiedDense(keras.layers.Layer):
-    """A dense layer whose kernel is the transpose of another's: `h' = s(h W^T + b')`, with a bias of its own.
+    """A dense layer whose kernel is the transpose of another's, with a bias of its own: `h' = s(h W^T + b')`, `(batch, units)`.
 
     Args:
         tied_to: name of the `Dense` layer of the encoder that owns W. The model that has both connects them.
         units: number of that layer's inputs, this one's outputs.
         activation: s.
 
-    Returns:
-        A tensor `(batch, units)`.
-
     Raises:
-        ValueError: where it is called before it is connected, as by a decoder loaded without its encoder.
+        ValueError: if it is called before it is connected, as by a decoder loaded without its encoder.
     """
 
     compiles_well = True
@@ -330,8 +286,7 @@ class TiedDense(keras.layers.Layer):
         source = encoder.get_layer(self.tied_to)
         if source.kernel.shape[0] != self.units:
             raise ValueError(
-                f"{self.name!r} gives {self.units} units, and {self.tied_to!r}, to whose transpose it is tied, takes "
-                f"{source.kernel.shape[0]}."
+                f"{self.name!r} gives {self.units} units, and {self.tied_to!r}, to which it is tied, takes {source.kernel.shape[0]}."
             )
         # Not as an attribute that Keras tracks: the kernel is the encoder's, trained and saved there, once.
         self.__dict__["source"] = source
@@ -339,8 +294,7 @@ class TiedDense(keras.layers.Layer):
     def call(self, inputs):
         if self.source is None:
             raise ValueError(
-                f"The kernel of {self.name!r} is that of the encoder's layer {self.tied_to!r}, and this decoder stands alone. Save and "
-                "load the whole model."
+                f"{self.name!r} has the kernel of encoder layer {self.tied_to!r}, and this decoder stands alone: load the whole model."
             )
         return self.activation(ops.matmul(inputs, ops.transpose(self.source.kernel)) + self.bias)
 

@@ -1,7 +1,4 @@
-"""The terms of the losses: pure functions of tensors that give one number per example, shape `(batch,)`.
-
-Each sums over an example's features; a model then takes the mean over the batch.
-"""
+"""The terms of the losses: pure functions of tensors that give one number per example, summed over features, shape `(batch,)`."""
 
 import math
 
@@ -94,8 +91,7 @@ def kl_standard_normal(z_mean, z_log_var):
 
     Args:
         z_mean: mu, shape `(batch, ...)`.
-        z_log_var: ln sigma^2, of the same shape, or `(batch, 1)` for an isotropic posterior, whose single variance is counted
-            once for every latent.
+        z_log_var: ln sigma^2, of the same shape, or `(batch, 1)` for an isotropic posterior, whose one variance counts for every latent.
 
     Returns:
         Nats, shape `(batch,)`, at least 0.
@@ -138,9 +134,8 @@ def sparsity_penalty(activations, target, penalty, average):
     else:
         # A rate of exactly 0 or 1, which a saturated sigmoid gives in float32, would make the penalty infinite, without a gradient.
         rate = ops.clip(rate, _SMALLEST_RATE, 1 - _SMALLEST_RATE)
-        difference = target * (math.log(target) - ops.log(rate)) + (1 - target) * (
-            math.log1p(-target) - ops.log(1 - rate)
-        )
+        difference = target * (math.log(target) - ops.log(rate))
+        difference += (1 - target) * (math.log1p(-target) - ops.log(1 - rate))
     if average == "example":
         return difference
     return ops.broadcast_to(ops.sum(difference), ops.shape(activations)[:1])

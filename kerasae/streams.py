@@ -1,5 +1,6 @@
 """Codes and scores of examples that come in batches, more of them than memory holds."""
 
+import itertools
 from pathlib import Path
 
 import keras
@@ -11,14 +12,12 @@ from kerasae.models import Autoencoder
 
 
 def encode(model, batches, total=None, verbose=1):
-    """The codes of a stream of examples, a batch at a time, in the memory of a few batches.
-
-    What `model.encode` gives for an array: of a variational model z_mean.
+    """The codes of a stream of examples, as `model.encode` gives those of an array, in the memory of a few batches.
 
     Args:
         model: kerasae model.
-        batches: a `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable of batches, `(batch, *input_shape)` each,
-            of any sizes; of tuples the first entry is taken, so that labels may be there. It may be endless.
+        batches: a `tf.data.Dataset`, `keras.utils.PyDataset`, generator or other iterable, perhaps endless, of batches of any sizes,
+            `(batch, *input_shape)` each. Of a tuple, such as `(x, labels)`, the first entry is taken.
         total: number of examples, for the progress bar. Default: unknown.
         verbose: 1 for a progress bar, 0 for none.
 
@@ -26,7 +25,7 @@ def encode(model, batches, total=None, verbose=1):
         A generator of NumPy arrays, `(batch, latent_dim)`. Nothing is read before the first is asked for.
 
     Raises:
-        ValueError: at once, if `model` is not one or `batches` is an array; on reaching it, at a batch that the model does not take.
+        ValueError: at once, if `model` is not one or `batches` is an array; later, at a batch that the model does not take.
 
     Example:
 
@@ -43,16 +42,15 @@ def encode(model, batches, total=None, verbose=1):
 
 
 def score(model, batches, total=None, verbose=1):
-    """How badly each example of a stream is reconstructed, a batch at a time, in the memory of a few batches.
+    """How badly each example of a stream is reconstructed, in the memory of a few batches.
 
-    The reconstruction loss, summed over features; of a variational model the negative ELBO at z = z_mean, in nats, without a beta: what
-    an exported bundle's `score` gives.
+    The reconstruction loss, summed over features; of a variational model the negative ELBO at z = z_mean, in nats, without a beta. The
+    `score` of an exported bundle gives the same.
 
     Args:
         model: kerasae model.
         batches: as in `encode`; in [0, 1] for a model with a cross-entropy.
-        total: number of examples, for the progress bar. Default: unknown.
-        verbose: 1 for a progress bar, 0 for none.
+        total, verbose: as in `encode`.
 
     Returns:
         A generator of NumPy float32 arrays, `(batch,)`; higher is less like the training data.
@@ -78,7 +76,7 @@ def write(arrays, path):
     The file appears when it is whole; until then a temporary one grows beside it.
 
     Args:
-        arrays: iterable of arrays, `(batch, ...)`, that differ in the batch only, such as what `encode` gives.
+        arrays: iterable of arrays, `(batch, ...)`, that differ in the batch only, such as the result of `encode`.
         path: of the file, ending in `.npy`; replaced if it exists.
 
     Returns:
@@ -118,15 +116,12 @@ def write(arrays, path):
 def _check(model, batches):
     if not isinstance(model, Autoencoder):
         raise ValueError(f"`model` must be a kerasae model. Received: {model!r}")
-    if hasattr(batches, "shape") or isinstance(batches, (str, bytes, dict)) or not _is_iterable(batches):
+    is_iterable = isinstance(batches, keras.utils.PyDataset) or hasattr(batches, "__iter__")
+    if not is_iterable or hasattr(batches, "shape") or isinstance(batches, (str, bytes, dict)):
         raise ValueError(
             "`batches` must be an iterable of batches, such as a tf.data.Dataset or (x[i : i + 1024] for i in range(0, len(x), 1024)). For "
             f"an array in memory there is model.encode(x). Received: {type(batches)}"
         )
-
-
-def _is_iterable(batches):
-    return isinstance(batches, keras.utils.PyDataset) or hasattr(batches, "__iter__")
 
 
 def _mapped(model, name, batches, total, verbose, unit_interval=False):
@@ -136,7 +131,8 @@ def _mapped(model, name, batches, total, verbose, unit_interval=False):
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.encoder.inputs]
     compute = tf.function(model.functions()[name].compute, input_signature=specs, autograph=False)
     if isinstance(batches, keras.utils.PyDataset):
-        batches = _items(batches)
+        size = batches.num_batches
+        batches = map(batches.__getitem__, itertools.count() if size is None else range(size))
     with tqdm(total=total, unit=" examples", unit_scale=True, disable=not verbose) as progress:
         for i, batch in enumerate(batches):
             batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
@@ -144,13 +140,6 @@ def _mapped(model, name, batches, total, verbose, unit_interval=False):
             cast = [tf.cast(part, spec.dtype) for part, spec in zip(batch, specs, strict=True)]
             yield compute(*cast)[0].numpy()
             progress.update(len(batch[0]))
-
-
-def _items(dataset):
-    i = 0
-    while dataset.num_batches is None or i < dataset.num_batches:
-        yield dataset[i]
-        i += 1
 
 
 def _write_header(file, rows, shape, dtype):

@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all, and the hashes that name contents.
 
-What is written is prepared beside its place, on the same disk, and moved in at the end. Where the block raises, what was there before stays
-as it was, and nothing half-made remains.
+New contents are prepared beside their place, on the same disk, and moved in at the end. If the block raises, the old contents stay as they
+were, and nothing half-made remains.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import uuid
 from json import dumps
 from pathlib import Path
 
-BESIDE = ".new-"  # how the names of what is being prepared begin: a killed process leaves such files and folders
+BESIDE = ".new-"  # begins the names of files and folders that are being prepared; a killed process leaves some
 
 
 @contextlib.contextmanager
@@ -40,15 +40,15 @@ def file(path):
 def folder(path, replace=False):
     """Gives a new folder, which takes the place of `path`.
 
-    The folder that holds it, `new.parent`, goes at the end: there is room on the same disk for what is needed only meanwhile.
+    The folder that holds it, `new.parent`, is removed at the end: it is the place for temporary files on the same disk.
 
     Args:
         path: of a folder that is new or empty, or with `replace` any but the current one and those around it.
-        replace: whether what it holds is replaced.
+        replace: whether its contents are replaced.
 
     Raises:
-        ValueError: before the block, where `path` can't be written, or is not empty.
-        RuntimeError: where what `path` held could be neither replaced nor put back; the message says where it is.
+        ValueError: before the block, if `path` can't be written, or is not empty.
+        RuntimeError: if the old contents could be neither replaced nor put back; the message says where they are.
     """
     path = Path(path).resolve()
     with _working_folder(_room_for(path, replace), f".{path.name}-") as (new, old):
@@ -61,13 +61,10 @@ def folder(path, replace=False):
 
 @contextlib.contextmanager
 def together(path):
-    """Gives a new folder; all that is in it at the end is moved into the folder `path`, in place of what has the same names there.
-
-    Args:
-        path: of a folder, made if missing.
+    """Gives a new folder, whose entries at the end replace those of the same names in the folder `path`, which is made if missing.
 
     Raises:
-        RuntimeError: where what was there could be neither replaced nor put back; the message says where it is.
+        RuntimeError: as `folder`.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -83,14 +80,11 @@ def json(path, contents):
 
 
 def writable(folder, instead="folder"):
-    """Returns the folder, made if missing; raises at once, before the work, where nothing can be written into it.
+    """Returns the folder, made if missing; raises `OSError` at once, before the work, if nothing can be written into it.
 
     Args:
         folder: its path.
-        instead: what the error says to choose another of, such as `"--folder"`.
-
-    Raises:
-        OSError: where it can't be made, is a file, or is read-only.
+        instead: name of the option, such as `"--folder"`, of which the error asks for another value.
     """
     folder = Path(folder)
     try:
@@ -121,7 +115,7 @@ def sha256(*contents):
 
 
 def _room_for(path, replace):
-    """The nearest folder around `path` that is there."""
+    """The nearest existing folder around `path`."""
     if path in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(
             f"`folder` must be one of its own, and {path} is or holds the current one. Name one inside it."
@@ -138,7 +132,7 @@ def _room_for(path, replace):
 
 @contextlib.contextmanager
 def _working_folder(room, prefix):
-    """Gives two empty folders in a hidden one in `room`, which goes, unless the second still holds what could not be put back."""
+    """Gives two empty folders in a hidden one in `room`, which is removed, unless the second holds contents that could not be put back."""
     outer = Path(tempfile.mkdtemp(prefix=prefix, dir=room))
     new, old = outer / "new", outer / "old"
     try:
@@ -152,7 +146,7 @@ def _working_folder(room, prefix):
 
 
 def _move_in(moves, old):
-    """Moves each `(new, place)`. What was in a place goes into the folder `old`, and all of it goes back if one can't be moved."""
+    """Moves each `(new, place)`. Old contents of a place go into the folder `old`, and all of them go back if a move fails."""
     try:
         for new, place in moves:
             if os.path.lexists(place):

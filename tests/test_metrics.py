@@ -365,7 +365,7 @@ def test_principal_angles_are_zero_within_a_space():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (np.eye(3), np.eye(4), r"as many rows.*\(3, 3\) and \(4, 4\)"),
+        (np.eye(3), np.eye(4), r"same number of rows.*\(3, 3\) and \(4, 4\)"),
         (np.ones((3, 2, 1)), np.eye(3), "must be matrices"),
         (np.eye(3), np.zeros((3, 2)), "`b` is all zeros"),
         (np.eye(3) * np.nan, np.eye(3), "`a` holds NaN"),

@@ -402,7 +402,7 @@ def test_bad_variational_options_are_refused(arguments, message):
 
 
 def test_overcomplete_without_a_regulariser_warns():
-    with pytest.warns(UserWarning, match="64 codes for 64 features, and no regulariser"):
+    with pytest.warns(UserWarning, match="a code of 64 units for 64 features, and no regulariser"):
         builders.undercomplete(INPUT_SHAPE, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

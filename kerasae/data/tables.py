@@ -89,7 +89,7 @@ def _is_number(text):
 
 
 def _column(table, name, text, gaps):
-    """A column as float64; what is wrong with it is added to `text` or `gaps`."""
+    """A column as float64; a description of text or gaps in it is added to `text` or `gaps`."""
     import pyarrow as pa
 
     column = table[name]

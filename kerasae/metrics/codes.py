@@ -135,7 +135,7 @@ def principal_angles(a, b):
     a, b = batch(a, "a"), batch(b, "b")
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
         raise ValueError(
-            f"`a` and `b` must be matrices, `(features, n)` and `(features, m)`. Received shapes: {a.shape} and {b.shape}."
+            f"`a` and `b` must be matrices with the same number of rows, the features. Received shapes: {a.shape} and {b.shape}."
         )
     for name, matrix in (("a", a), ("b", b)):
         if not matrix.any():

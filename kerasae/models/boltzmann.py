@@ -47,8 +47,8 @@ class RestrictedBoltzmannMachine(keras.Model):
         seed: of the sampling. Default: a random one, fixed by `keras.utils.set_random_seed`.
 
     Raises:
-        ValueError: on a size or option that can't be; in `fit`, `evaluate` and `predict`, on data that isn't `(batch, visible_dim)` in
-            [0, 1], and on targets, sample weights or a Keras loss.
+        ValueError: on a bad size or option; in `fit`, `evaluate` and `predict`, on data that isn't `(batch, visible_dim)` in [0, 1], and on
+            targets, sample weights or a Keras loss.
 
     Example:
 
@@ -201,7 +201,7 @@ class RestrictedBoltzmannMachine(keras.Model):
             )
         return ops.cast(v, "float32")
 
-    # -- The door ------------------------------------------------------------------------------------------------------
+    # -- Checked entry points ------------------------------------------------------------------------------------------
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
@@ -222,7 +222,7 @@ class RestrictedBoltzmannMachine(keras.Model):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):
-        # `fit` validates on data it has checked.
+        # `fit` has checked its validation data.
         x = x if keras_internals.VALIDATING in kwargs else self._check(x)
         return super().evaluate(x, *args, **kwargs)
 
@@ -235,11 +235,9 @@ class RestrictedBoltzmannMachine(keras.Model):
             raise ValueError(f"No {prefix}x: pass an array of examples or a tf.data.Dataset as `x`.")
         if not fitting.is_batched(x):
             return checks.array(x, (self.visible_dim,), f"{prefix}x", unit_interval=True)
-        first = fitting.first_batch(x, prefix)
-        if first is not None:
+        if (first := fitting.first_batch(x, prefix)) is not None:
             first, _, _ = keras.utils.unpack_x_y_sample_weight(first)
-            where = f"{prefix}x in the dataset's first batch"
-            checks.array(first, (self.visible_dim,), where, unit_interval=True)
+            checks.array(first, (self.visible_dim,), f"{prefix}x in the dataset's first batch", unit_interval=True)
         return x
 
     # -- Unrolling and saving ------------------------------------------------------------------------------------------
@@ -248,8 +246,8 @@ class RestrictedBoltzmannMachine(keras.Model):
         """The machine's mean-field passes as networks of one layer each.
 
         Returns:
-            `(encoder, decoder)`, Functional models with copies of the weights: the encoder gives `E[h | v]`, from kernel W and bias c; the
-            decoder `p(v = 1 | h)`, from kernel W transposed and bias b.
+            `(encoder, decoder)`, Functional models with copies of the weights: the encoder gives `E[h | v]` by W and c, the decoder
+            `p(v = 1 | h)` by W transposed and b.
         """
         activation = "sigmoid" if self.hidden == "binary" else "linear"
         encoder, decoder = one_layer_networks(self.visible_dim, self.hidden_dim, activation, "sigmoid")

@@ -7,7 +7,7 @@ from keras import activations, layers, ops
 
 from kerasae import keras_internals
 
-# What the size of a batch is taken for where it isn't known, in choosing the cheaper of two products.
+# The assumed size of a batch if it isn't known, to choose the cheaper of two products.
 _USUAL_BATCH_SIZE = 128
 
 # s'(a) as a function of s(a), for activations that allow it. None: constantly 1.
@@ -21,9 +21,8 @@ _SLOPE_OF_OUTPUT = {
     activations.exponential: lambda h: h,
 }
 _SHAPE_LAYERS = (layers.Flatten, layers.Reshape)
-# Each output is a function of the one input at its place, where batch normalisation runs in inference mode. Layers are told by their
-# class, as nothing about a layer says this. Any other, a new one of ours too, takes the way of a backward pass for each code: as exact,
-# but slower, so a layer that is elementwise is worth a line here.
+# Each output is a function of the one input at its place (of batch normalisation in inference mode). Any other layer costs one backward
+# pass per unit of the code: as exact, but slower, so a new layer that is elementwise is worth a line here.
 _ELEMENTWISE_LAYERS = (
     layers.ActivityRegularization,
     layers.AlphaDropout,
@@ -74,7 +73,7 @@ def _factorises(layer, layer_input):
 
 
 def _is_elementwise(activation, shape, num_trials=16):
-    """Whether each output depends on the one input at its place, as far as trying tells. A softmax's, for one, don't."""
+    """Whether each output depends on the one input at its place, as far as trials show; a softmax's don't."""
     if activation in _SLOPE_OF_OUTPUT:
         return True
     if isinstance(activation, keras.Layer) or None in shape:  # a layer may know whether it is being trained
@@ -119,7 +118,7 @@ def encode_and_propagate(trace, chain, x, training):
 
 
 def _slope(layer, before, after, tape, dtype):
-    """The derivative of a layer's output by the input, or the pre-activation, at its place; None where it is 1."""
+    """The derivative of a layer's output by the input, or the pre-activation, at its place; None if it is 1 everywhere."""
     activation = getattr(layer, "activation", None)
     if activation in _SLOPE_OF_OUTPUT:
         slope = _SLOPE_OF_OUTPUT[activation]
@@ -168,7 +167,7 @@ def _times_diagonal(jacobian, diagonal):
 
 
 def _times_transposed(jacobian, kernel):
-    # (batch, latent_dim, units) -> (batch, latent_dim, units before), as one product rather than one an example.
+    # (batch, latent_dim, units) -> (batch, latent_dim, units before), as one product rather than one per example.
     product = tf.matmul(tf.reshape(jacobian, (-1, kernel.shape[1])), kernel, transpose_b=True)
     return tf.reshape(product, (-1, jacobian.shape[1], kernel.shape[0]))
 
@@ -190,7 +189,7 @@ def _column_norms(kernel):
 def _row_norms_by_gram(jacobian, kernel):
     """`||C_r W^T||^2 = C_r (W^T W) C_r^T` for each row r: `(batch, rows, units)` and `(inputs, units)` to `(batch, rows)`.
 
-    W^T W is computed once a batch, and the gradient uses the product `C W^T W` again.
+    W^T W is computed once per batch, and the gradient uses the product `C W^T W` again.
     """
     rows = tf.reshape(jacobian, (-1, kernel.shape[1]))
     product = tf.matmul(rows, tf.matmul(kernel, kernel, transpose_a=True))

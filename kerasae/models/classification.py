@@ -18,14 +18,14 @@ def classifier(encoder, num_classes, trainable=True):
         encoder: Functional (or built Sequential) Keras model from `(batch, *input_shape)` to `(batch, latent_dim)`, such as
             `model.encoder`, or a part of it: `keras.Model(encoder.inputs, encoder.get_layer("hidden_2").output)`.
         num_classes: at least 2.
-        trainable: whether the copy of the encoder is fine-tuned, or frozen: then only the softmax layer learns. To change it later, set
-            `trainable` of the copy, `get_layer(encoder.name)`, and compile again.
+        trainable: whether the copy of the encoder is fine-tuned. If not, only the softmax layer learns. To change it later, set `trainable`
+            of the copy, `get_layer(encoder.name)`, and compile again.
 
     Returns:
         Functional model from `(batch, *input_shape)` to the classes' probabilities, `(batch, num_classes)`.
 
     Raises:
-        ValueError: where `encoder` is no such model, or `num_classes` is below 2.
+        ValueError: if `encoder` is no such model, or `num_classes` is below 2.
 
     Example:
 

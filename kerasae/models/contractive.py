@@ -32,27 +32,25 @@ class ContractiveAutoencoder(Autoencoder):
     - **Dense layers one after another**, with activations, flattening, dropout and the like between them: by propagating the Jacobian
       through the layers. One layer costs hardly more than the plain autoencoder, since `||df/dx||_F^2 = sum_j s'(a_j)^2 ||W_j||^2`; several
       cost about `latent_dim` encoder passes, and memory for a few tensors of `batch * latent_dim * units` of the widest layer but the last.
-    - **Any other encoder** (convolutions, softmax, your own layers): by one backward pass a code. Time and memory grow by those of
-      a backward pass with every code, and what each pass computes is kept for the gradient: with large codes lower the batch
-      size, or choose `jacobian="stochastic"`. XLA can't compile this loop: Keras trains without (`jit_compile=True` warns).
+    - **Any other encoder** (convolutions, softmax, your own layers): by one backward pass per unit of the code. Time and memory grow with
+      the code's size, since the gradient needs the values of each pass: with large codes lower the batch size, or choose
+      `jacobian="stochastic"`. XLA can't compile this loop: Keras trains without it (`jit_compile=True` warns).
 
-    In training the Jacobian is that of the function applied to each example in this very step, dropout and noise as drawn. Batch
-    normalisation makes a code depend on the other examples while it trains; the penalty is then that of the whole encoder in
-    inference mode, at the price of a second pass. `predict` and `encode` don't compute it.
-
-    The penalty alone doesn't keep the encoder from shrinking its weights while the decoder grows its own. The paper ties the two.
+    In training the Jacobian is that of the function applied in this very step, dropout and noise as drawn. Batch normalisation makes a code
+    depend on the other examples of the batch; the penalty is then that of the encoder in inference mode, at the price of a second pass.
+    `predict` and `encode` don't compute it. The penalty alone doesn't keep the encoder from shrinking its weights while the decoder grows
+    its own: the paper ties the two.
 
     Args:
         encoder, decoder, loss: as in `Autoencoder`. The encoder must treat each example by itself (batch normalisation aside).
         contraction_weight: lambda, at least 0. Default 0.1.
-        jacobian: `"exact"`, or `"stochastic"` for large codes behind several layers: `mean_p ||v_p^T df/dx||^2` for random signs
-            v_p, whose expectation is the exact penalty (Hutchinson's estimator; `evaluate` uses it too). It costs one backward
-            pass a probe, whatever `latent_dim`.
-        num_probes: how many probes v an example the stochastic estimate takes, at least 1.
+        jacobian: `"exact"`, or `"stochastic"` for large codes behind several layers: `mean_p ||v_p^T df/dx||^2` for random signs v_p, whose
+            expectation is the exact penalty (Hutchinson's estimator; `evaluate` uses it too), at one backward pass per probe.
+        num_probes: number of probes v per example for the stochastic estimate, at least 1.
         seed: of the probes.
 
     Raises:
-        ValueError: as `Autoencoder`; where an option is wrong; where the encoder takes integers, which have no derivative.
+        ValueError: as `Autoencoder`; if an option is wrong, or the encoder takes integers, which have no derivative.
 
     Example:
 
@@ -88,11 +86,10 @@ class ContractiveAutoencoder(Autoencoder):
         self.jacobian = checks.choice(jacobian, "jacobian", JACOBIANS)
         self.num_probes = checks.positive_int(num_probes, "num_probes")
         check_encoder(encoder)
-        # Functions, so that Keras doesn't track what they hold as layers of the model: its layers are the encoder's.
+        # Functions, so that Keras doesn't track the models in them: their layers are the encoder's.
         if jacobian == "stochastic":
-            self._encode_and_measure = functools.partial(
-                encode_and_probe, encoder, self.num_probes, self.noise_generator
-            )
+            probe = functools.partial(encode_and_probe, encoder, self.num_probes, self.noise_generator)
+            self._encode_and_measure = probe
         else:
             self._encode_and_measure, self.supports_jit = exact_measure(encoder)
 
@@ -113,12 +110,8 @@ class ContractiveAutoencoder(Autoencoder):
         return {**super().terms(x, outputs), "contraction_loss": outputs["contraction"]}
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "contraction_weight": self.contraction_weight,
-            "jacobian": self.jacobian,
-            "num_probes": self.num_probes,
-        }
+        names = ("contraction_weight", "jacobian", "num_probes")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @family(title="contractive", purpose="codes that hardly react to small changes of the input", paper="Rifai et al. 2011")
@@ -133,8 +126,7 @@ class ContractiveAutoencoder(Autoencoder):
 def contractive(networks, *, contraction_weight=0.1, jacobian="exact", **kwargs):
     """A contractive autoencoder: a penalty on `||df/dx||_F^2` makes the code insensitive to small changes of the input.
 
-    Networks are the paper's by default: one sigmoid layer. Its weights are tied; without, the encoder can shrink its weights and the
-    decoder grow its own.
+    By default encoder and decoder are one sigmoid layer each, as in the paper; tie them (`tied=True`) as it does.
 
     Args:
         contraction_weight: lambda, at least 0. Default 0.1.

@@ -18,17 +18,16 @@ class DenoisingAutoencoder(Autoencoder):
     """A denoising autoencoder: minimises `E d(x, g(f(T x)))` over examples x and corruptions T.
 
     In training the input is corrupted, and the target is clean; evaluation, `predict` and `encode` take x as it is. `fit(x)` corrupts x
-    with `corruption`; `fit(x_corrupted, x)` trains on pairs of your own, with `corruption=None` on nothing else.
+    with `corruption`; `fit(x_corrupted, x)` trains on pairs of your own, which `corruption=None` leaves as they are.
 
     Args:
-        encoder, decoder: Keras models; see `Autoencoder`.
+        encoder, decoder, loss: as in `Autoencoder`; the loss is d.
         corruption: Keras layer, active in training only: `kerasae.layers.GaussianCorruption`, `MaskingCorruption`,
             `SaltAndPepperCorruption`, or your own. Default: none, for explicit pairs.
-        loss: d; see `Autoencoder`.
-        seed: unused where the corruption has its own.
+        seed: unused if the corruption has its own.
 
     Raises:
-        ValueError: as `Autoencoder`, and where `corruption` is not a Keras layer.
+        ValueError: as `Autoencoder`, and if `corruption` is not a Keras layer.
 
     Example:
 
@@ -70,11 +69,11 @@ class DenoisingAutoencoder(Autoencoder):
 )
 @takes_networks()
 def denoising(networks, *, corruption="gaussian", noise_stddev=None, corruption_rate=None, seed=None, **kwargs):
-    """A denoising autoencoder: corrupted in, clean as the target. The code may be as large as you like.
+    """A denoising autoencoder: it learns to reconstruct clean examples from corrupted ones, with a code of any size.
 
     Args:
-        corruption: `"gaussian"`, `"masking"`, `"salt_and_pepper"`, a Keras layer that is active in training only, or `None` where `fit`
-            gets explicit pairs (corrupted, clean).
+        corruption: `"gaussian"`, `"masking"`, `"salt_and_pepper"`, a Keras layer that is active in training only, or `None` if `fit` gets
+            pairs (corrupted, clean).
         noise_stddev: of the Gaussian. Default 0.5.
         corruption_rate: probability that a feature is masked, or turned to salt or pepper. Default 0.25.
         seed: of the corruption's noise.
@@ -83,7 +82,7 @@ def denoising(networks, *, corruption="gaussian", noise_stddev=None, corruption_
         `kerasae.models.DenoisingAutoencoder`, to be compiled.
 
     Raises:
-        ValueError: where an option belongs to another corruption.
+        ValueError: if an option belongs to another corruption.
 
     Example:
 

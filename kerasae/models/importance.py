@@ -21,10 +21,9 @@ def log_likelihood(model, x, num_samples, seed, decodings_at_once, verbose):
     x = target if len(model.encoder.inputs) == 1 else [target, *x[1:]]
     num_samples = checks.positive_int(num_samples, "num_samples")
     if decodings_at_once is None:
-        decodings = decodings_that_fit(model.decoder, target)
-    else:
-        decodings = checks.positive_int(decodings_at_once, "decodings_at_once")
-    # Rounds of equal size, so that hardly any sample is drawn in vain.
+        decodings_at_once = decodings_that_fit(model.decoder, target)
+    decodings = checks.positive_int(decodings_at_once, "decodings_at_once")
+    # Rounds of equal size, so that hardly any sample is wasted.
     rounds = -(-num_samples // decodings)
     samples_at_once = -(-num_samples // rounds)
     examples_at_once = min(len(target), max(1, decodings // samples_at_once))
@@ -44,7 +43,7 @@ def log_likelihood(model, x, num_samples, seed, decodings_at_once, verbose):
 
 
 def decodings_that_fit(decoder, x):
-    """How many codes to decode at a time, for examples like those in x."""
+    """The number of codes to decode at a time, for examples like those in x."""
     # Two neighbouring layers are alive at a time.
     sizes = [x[0].size]
     for layer in decoder.layers:
@@ -56,7 +55,7 @@ def decodings_that_fit(decoder, x):
 def _sampler(model):
     """`_log_mean_weight` of a model, compiled once and kept by it."""
     if "_importance_sampler" not in model.__dict__:
-        # XLA fuses what surrounds the decoder; the decoder stays TensorFlow's, whose convolutions are three times as fast on a CPU.
+        # XLA fuses the steps around the decoder; the decoder stays TensorFlow's, whose convolutions are three times as fast on a CPU.
         compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
         densities = compiled(functools.partial(_log_densities, model))
         sampler = functools.partial(_log_mean_weight, model, compiled(_draw), densities)
@@ -104,7 +103,7 @@ def _draw(z_mean, z_log_var, samples, seed):
 
 def _log_densities(model, x, outputs, samples):
     """`ln p(x|z)` of every sample of every example, `(samples, batch)`."""
-    # The likelihood has a fast way of its own, but a family may have given the loss another meaning.
+    # The likelihood computes it faster, but a family may have given the loss another meaning.
     if type(model).reconstruction_loss is Autoencoder.reconstruction_loss:
         return model.likelihood.log_prob_of_samples(x, outputs, samples)
     return distributions.repeated_log_prob(model.reconstruction_loss, x, outputs, samples)

@@ -1,4 +1,4 @@
-"""Jacobians of encoders, exact and for each example: their squared norms, by the cheapest way there is, and the matrices themselves."""
+"""Jacobians of encoders, exact and per example: their squared norms, computed in the cheapest way, and the matrices themselves."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from kerasae.models.chains import dense_chain, encode_and_propagate, precise
 
 _ZERO = tf.UnconnectedGradients.ZERO
 
-# How many entries of Jacobians are held at once: 64 MiB of float32 numbers.
+# Entries of Jacobians that are held at once: 64 MiB of float32 numbers.
 _ELEMENTS_AT_ONCE = 2**24
 
 
@@ -24,13 +24,13 @@ def squared_jacobian_norm(encoder, x):
 
     Args:
         encoder: Functional (or built Sequential) Keras model with one input and one output, treating each example by itself.
-        x: examples, shape `(batch, ...)`. All are processed at once: how much memory that takes, `ContractiveAutoencoder` says.
+        x: examples, shape `(batch, ...)`, processed all at once; see `ContractiveAutoencoder` for the memory that this takes.
 
     Returns:
         Tensor, shape `(batch,)`, in squared units of the code per squared unit of x; float64 for an encoder in float64, else float32.
 
     Raises:
-        ValueError: where the encoder has several inputs or outputs, or takes integers.
+        ValueError: if the encoder has several inputs or outputs, or takes integers.
 
     Example:
 
@@ -63,7 +63,7 @@ def check_encoder(encoder, one_output=True):
 
 
 def mixes_examples(encoder):
-    """Whether a code in training depends on the batch's other examples."""
+    """Whether in training the code of an example depends on the batch's other examples."""
     return any(isinstance(x, layers.BatchNormalization) and x.trainable for x in keras_internals.all_layers(encoder))
 
 
@@ -77,15 +77,15 @@ def exact_measure(encoder):
 
 
 def encode_and_differentiate(encoder, x, training):
-    """Codes, and `||df/dx||_F^2` by a backward pass for each code."""
+    """Codes, and `||df/dx||_F^2` by one backward pass per unit of the code."""
     if not tf.executing_eagerly():
         z, jacobian = _encode_with_jacobian(encoder, x, training)
         return z, _squared_norm(jacobian)
     # Without a graph there is no loop to hold the passes: each one's row is summed before the next is computed.
     z, tape = _encode_taped(encoder, x, training)
-    num_codes, norms = _num_codes(encoder), []
-    for i in range(num_codes):
-        one_hot = tf.reshape(tf.one_hot(tf.fill(tf.shape(z)[:1], i), num_codes, dtype=z.dtype), tf.shape(z))
+    size, norms = _code_size(encoder), []
+    for i in range(size):
+        one_hot = tf.reshape(tf.one_hot(tf.fill(tf.shape(z)[:1], i), size, dtype=z.dtype), tf.shape(z))
         norms.append(_squared_norm(tape.gradient(z, x, output_gradients=one_hot, unconnected_gradients=_ZERO)))
     return z, ops.sum(ops.stack(norms), axis=0)
 
@@ -106,20 +106,20 @@ def jacobians(encoder, x, code_of=lambda outputs: outputs):
     """An encoder's Jacobians in inference mode, a few examples at a time, so that memory stays bounded.
 
     Args:
-        encoder: as in `squared_jacobian_norm`, but for its outputs.
+        encoder: as in `squared_jacobian_norm`, but with any number of outputs.
         x: examples, `(n, ...)`.
         code_of: gives the code among the encoder's outputs.
 
     Yields:
-        Arrays `(some of n, codes, features)`.
+        Arrays `(some of n, size of the code, features)`.
 
     Raises:
-        ValueError: where the encoder has several inputs or takes integers, or does not take x.
+        ValueError: if the encoder has several inputs or takes integers, or does not take x.
     """
     check_encoder(encoder, one_output=False)
     tensor = encoder.inputs[0]
     x = checks.array(x, tensor.shape[1:]).astype(tensor.dtype)
-    shape = _num_codes(encoder), math.prod(x.shape[1:])
+    shape = _code_size(encoder), math.prod(x.shape[1:])
 
     @tf.function
     def jacobian(x):
@@ -130,24 +130,24 @@ def jacobians(encoder, x, code_of=lambda outputs: outputs):
         yield jacobian(tf.constant(x[start : start + at_once])).numpy()
 
 
-def _num_codes(encoder):
+def _code_size(encoder):
     return math.prod(encoder.outputs[0].shape[1:])
 
 
 def _encode_taped(encoder, x, training):
-    """Codes, and the tape that they are on."""
+    """Codes, and the tape that recorded them."""
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         return encoder(x, training=training), tape
 
 
 def _encode_with_jacobian(encoder, x, training, code_of=lambda outputs: outputs):
-    """Codes, and their Jacobians `(batch, codes, *shape of an example)`."""
+    """Codes, and their Jacobians `(batch, size of the code, *shape of an example)`."""
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
         z = code_of(encoder(x, training=training))
-        # `batch_jacobian` wants codes `(batch, codes)`, and takes x's dtype for theirs.
-        codes = tf.cast(tf.reshape(z, (-1, _num_codes(encoder))), x.dtype)
+        # `batch_jacobian` needs flat codes of x's dtype.
+        codes = tf.cast(tf.reshape(z, (-1, _code_size(encoder))), x.dtype)
     # A loop, and not vectorised: as fast, in less memory, and TensorFlow 2.21's vectorised `tf.roll` is wrong for axis=-1.
     return z, tape.batch_jacobian(codes, x, unconnected_gradients=_ZERO, experimental_use_pfor=False)
 

@@ -19,12 +19,10 @@ class KSparseAutoencoder(Autoencoder):
 
     Args:
         encoder: Keras model that ends in `kerasae.layers.KSparse`.
-        decoder: Keras model; see `Autoencoder`.
-        loss: d; see `Autoencoder`.
-        seed: see `Autoencoder`.
+        decoder, loss, seed: as in `Autoencoder`; the loss is d.
 
     Raises:
-        ValueError: as `Autoencoder`, and where the encoder does not end in `KSparse`.
+        ValueError: as `Autoencoder`, and if the encoder does not end in `KSparse`.
 
     Example:
 
@@ -62,10 +60,10 @@ class KAnnealing(keras.callbacks.Callback):
 
     Args:
         start_k: k in the first epoch, at least the model's k and at most its units.
-        epochs: number of epochs until the model's own k is reached; from then on it stays.
+        epochs: number of epochs until the model's own k is reached; then it stays.
 
     Raises:
-        ValueError: where the model is no `KSparseAutoencoder`, or `start_k` does not suit it.
+        ValueError: if the model is no `KSparseAutoencoder`, or `start_k` does not suit it.
 
     Reference:
         Makhzani and Frey 2013, section 4.2.1: a linear schedule over the first half of the epochs.
@@ -107,7 +105,7 @@ class KAnnealing(keras.callbacks.Callback):
 def k_sparse(networks, *, k=25, alpha=1.0, by="magnitude", **kwargs):
     """A k-sparse autoencoder: of the code's activations only the k largest are kept. The code is usually overcomplete.
 
-    The paper's has no hidden layers, as is the default here, and tied weights.
+    As in the paper, there are no hidden layers by default; its weights are tied (`tied=True`).
 
     Args:
         k: activations to keep, at most `latent_dim`. Default 25.
@@ -119,7 +117,7 @@ def k_sparse(networks, *, k=25, alpha=1.0, by="magnitude", **kwargs):
         `kerasae.models.KSparseAutoencoder`, to be compiled. `kerasae.models.KAnnealing` lowers k while it trains.
 
     Raises:
-        ValueError: where k exceeds the number of units.
+        ValueError: if k exceeds the number of units.
 
     Example:
 

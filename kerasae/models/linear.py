@@ -13,7 +13,7 @@ from kerasae.networks import takes_networks
 def linear(networks, **kwargs):
     """A linear autoencoder with squared error: it learns the subspace that PCA spans.
 
-    Its codes are not PCA's components, only a basis of the same subspace, in no order and not orthogonal.
+    The units of its code are not PCA's components, only a basis of the same subspace, in no order and not orthogonal.
 
     Args:
         hidden_units: of linear layers in between. Default: none.

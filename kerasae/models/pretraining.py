@@ -23,7 +23,7 @@ class RaiseMomentum(keras.callbacks.Callback):
         epoch: the first epoch, counted from 0, with the later value.
 
     Raises:
-        ValueError: where the optimiser has no momentum.
+        ValueError: if the optimiser has no momentum.
 
     Reference:
         Hinton and Salakhutdinov 2006; the epoch from their published code: 0.5 for five epochs, then 0.9.
@@ -38,8 +38,7 @@ class RaiseMomentum(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if not getattr(optimizer, "momentum", 0.0):
             raise ValueError(
-                f"RaiseMomentum needs an optimiser with a momentum above 0: keras.optimizers.SGD(..., momentum=0.5). "
-                f"Received: {optimizer!r}"
+                f"RaiseMomentum needs an optimiser with a momentum above 0, such as SGD(momentum=0.5). Received: {optimizer!r}"
             )
         if epoch >= self.epoch and optimizer.momentum != self.momentum:
             optimizer.momentum = self.momentum
@@ -53,28 +52,27 @@ def pretrain_autoencoders(
     """Initialises a dense autoencoder layer by layer, bottom up: each layer is trained as an autoencoder of its own.
 
     Layer i of the encoder and its mirror image in the decoder are trained, from the weights they have, to reconstruct the codes of the
-    layer below: the data for the first, `h_i = f_i(h_(i-1))` for the others. These are computed from the whole, clean data, also where the
-    layers are denoising. `model` itself gets all the new weights in the end, then to be fine-tuned: compile and fit it as usual.
+    layer below: the data for the first, `h_i = f_i(h_(i-1))` for the others, computed from clean data even if the layers are denoising. In
+    the end `model` gets all the new weights. To fine-tune it, compile and fit it as usual.
 
     Args:
         model: `Autoencoder` with an encoder of Dense layers and a decoder that mirrors it, as the builders' `network="dense"` makes.
-        x: examples, an array `(n, *input_shape)`. A layer's codes are held in memory: 60,000 of 1,000 units are 240 MB, and Keras copies
-            them.
+        x: examples, an array `(n, *input_shape)`. A layer's codes are held in memory, twice: 60,000 of 1,000 units take 480 MB.
         make_layer: function of the layer's `(encoder, decoder)`, two Functional models of one Dense layer each, that gives the autoencoder
             to train, of any family: a denoising one such as `lambda encoder, decoder: DenoisingAutoencoder(encoder, decoder, corruption)`
             makes `model` a stacked denoising autoencoder. It may be compiled, else Adam trains it. Default: a plain `Autoencoder`, with the
-            cross-entropy where the decoder's layer is a sigmoid, and with the squared error elsewhere.
-        epochs: int, or a list of one for each layer.
+            cross-entropy if the decoder's layer is a sigmoid, else with the squared error.
+        epochs: int, or a list with one per layer.
         batch_size: at least 1.
         validation_split: the last part of the examples that every layer holds out, in [0, 1), for `val_loss`.
-        callbacks: list of Keras callbacks for every layer's `fit`, or a list of one such list for each layer.
+        callbacks: list of Keras callbacks for every layer's `fit`, or a list with one such list per layer.
         verbose: as in `keras.Model.fit`.
 
     Returns:
         List of the layers' `keras.callbacks.History`, bottom first; `history.model` is the layer's autoencoder.
 
     Raises:
-        ValueError: where `model` isn't such a stack, on bad data, and on lists of another length than the stack's.
+        ValueError: if `model` isn't such a stack, on bad data, and on lists of another length than the stack's.
 
     Example:
 
@@ -143,7 +141,7 @@ def pretrain_rbms(
         List of the layers' `keras.callbacks.History`, bottom first; `history.model` is the layer's machine.
 
     Raises:
-        ValueError: where `model` isn't such a stack, on data outside [0, 1], and on lists of another length than the stack's.
+        ValueError: as `pretrain_autoencoders`, and on data outside [0, 1].
 
     Example:
 
@@ -183,7 +181,7 @@ def pretrain_rbms(
 
 
 def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, verbose):
-    """Trains the layers bottom up. `train(layer, codes, fit)` gives a layer's `(encoder, decoder, history)`."""
+    """Trains the layers bottom up; `train(layer, codes, fit)` gives the `(encoder, decoder, history)` of one."""
     batch_size = checks.positive_int(batch_size, "batch_size")
     validation_split = checks.real_number(validation_split, "validation_split", minimum=0)
     if validation_split >= 1:
@@ -193,8 +191,7 @@ def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, 
         callbacks = [callbacks]
     nested = any(isinstance(entry, (list, tuple)) or entry is None for entry in callbacks or ())
     callbacks = _per_layer(callbacks, "callbacks", stack, (list, tuple) if nested else ())
-    codes = x
-    trained = []
+    codes, trained = x, []
     for i, layer in enumerate(stack):
         _logger.info("Pretraining layer %d of %d: %d-%d", i + 1, len(stack), layer.visible_dim, layer.hidden_dim)
 
@@ -212,7 +209,7 @@ def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, 
         trained.append((layer, encoder, decoder, history))
         if i + 1 < len(stack):
             codes = encoder.predict(codes, batch_size=1024, verbose=0)
-    # All at once, so that an error or an interrupt above leaves the model as it was.
+    # Set together, so that an error or an interrupt above leaves the model as it was.
     for layer, encoder, decoder, _ in trained:
         layer.encode.set_weights(encoder.get_weights())
         # A tied layer has a bias only.
@@ -229,7 +226,7 @@ def _vectors(model, x, unit_interval=False):
 
 
 def _per_layer(value, name, stack, sequences):
-    """A list with an entry for each layer, from such a list or from the one value for all."""
+    """A list with one entry per layer, from such a list or from one value for all."""
     if not isinstance(value, sequences):
         return [value] * len(stack)
     if len(value) != len(stack):

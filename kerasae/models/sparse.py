@@ -21,11 +21,11 @@ AVERAGES = ("example", "batch")
 class SparseAutoencoder(Autoencoder):
     """A sparse autoencoder: minimises `d(x, g(f(x))) + lambda * sum_k w_k s(rho_k, r_k(x))` over chosen hidden layers k.
 
-    rho_k is the sparsity that is wanted of layer k, r_k the one it has:
+    rho_k is the target sparsity of layer k, r_k its sparsity:
 
-    - `average="example"`: `r_k(x)` is the mean activation of the layer's units on x, a number an example.
-    - `average="batch"`: r is each unit's mean activation over the batch, and s is summed over the units, as Ng has it. The term is then
-      the same for all examples of a batch, and depends on which are together; sample weights don't enter the means.
+    - `average="example"`: `r_k(x)` is the mean activation of the layer's units on x, one number per example.
+    - `average="batch"`: r is each unit's mean activation over the batch, and s is summed over the units, as in Ng. The term is then
+      the same for all examples of a batch; sample weights don't enter the means.
 
     s is `"kl"`, `rho ln(rho / r) + (1 - rho) ln((1 - rho) / (1 - r))`, in nats, for activations in [0, 1]; `"absolute"`, `|rho - r|`; or
     `"squared"`, `(rho - r)^2`. The penalty `"l1"` has no target: `sum_i |a_i|` over the layer's units, per example.
@@ -41,8 +41,7 @@ class SparseAutoencoder(Autoencoder):
 
     Raises:
         ValueError: as `Autoencoder`; on an unknown layer, a target out of bounds, or `"kl"` on a layer whose activation leaves [0, 1].
-            Where the activation is a function of your own, the check is made on every batch (`tf.errors.InvalidArgumentError`; not under
-            `jit_compile`).
+            An activation of your own is checked on every batch (`tf.errors.InvalidArgumentError`; not under `jit_compile`).
 
     Example:
 
@@ -78,8 +77,7 @@ class SparseAutoencoder(Autoencoder):
         self.sparsity_weight = checks.real_number(sparsity_weight, "sparsity_weight", minimum=0)
         self.penalty = checks.choice(penalty, "penalty", PENALTIES)
         self.average = checks.choice(average, "average", AVERAGES)
-        if layer_weights is None:
-            layer_weights = {encoder.layers[-1].name: 1.0}
+        layer_weights = {encoder.layers[-1].name: 1.0} if layer_weights is None else layer_weights
         names = [layer.name for layer in encoder.layers]
         self.layer_weights = {
             checks.choice(name, "layer of layer_weights", names): checks.real_number(w, f"layer_weights[{name!r}]", 0)
@@ -102,10 +100,9 @@ class SparseAutoencoder(Autoencoder):
         if penalty == "kl" and any(target == 1 for target in self.sparsity_target.values()):
             raise ValueError(f"`sparsity_target` must lie below 1 for the penalty 'kl'. Received: {sparsity_target}")
         self._assert_range = {name: self._leaves_unit_interval(encoder.get_layer(name)) for name in self.layer_weights}
-        hidden = keras.Model(
-            encoder.inputs, [encoder.outputs[0], *(encoder.get_layer(name).output for name in self.layer_weights)]
-        )
-        # In a closure, so that Keras doesn't track it as a layer: its layers are the encoder's.
+        outputs = [encoder.outputs[0], *(encoder.get_layer(name).output for name in self.layer_weights)]
+        hidden = keras.Model(encoder.inputs, outputs)
+        # In a closure, so that Keras doesn't track it: its layers are the encoder's.
         self._encode_with_activations = lambda x, training: hidden(x, training=training)
 
     def _leaves_unit_interval(self, layer):
@@ -135,26 +132,20 @@ class SparseAutoencoder(Autoencoder):
         sparsity = 0.0
         for name, weight in self.layer_weights.items():
             activation = ops.cast(outputs["activations"][name], "float32")
-            # (batch, ...) -> (batch, units); the number of units is spelt out, since a replica may have no examples to infer it from
+            # (batch, ...) -> (batch, units); -1 would not do for the units, as a replica may have no examples to infer them from
             shape = activation.shape[1:]
             units = tf.reduce_prod(tf.shape(activation)[1:]) if None in shape else math.prod(shape)
             activation = ops.reshape(activation, (-1, units))
             if self._assert_range[name] is None:
                 activation = _assert_unit_interval(activation, name)
-            sparsity += weight * losses.sparsity_penalty(
-                activation, self.sparsity_target[name], self.penalty, self.average
-            )
+            target = self.sparsity_target[name]
+            sparsity += weight * losses.sparsity_penalty(activation, target, self.penalty, self.average)
         return {**super().terms(x, outputs), "sparsity_loss": sparsity}
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "sparsity_weight": self.sparsity_weight,
-            "sparsity_target": dict(self.sparsity_target),
-            "penalty": self.penalty,
-            "average": self.average,
-            "layer_weights": dict(self.layer_weights),
-        }
+        options = {name: getattr(self, name) for name in ("sparsity_weight", "penalty", "average")}
+        by_layer = {"sparsity_target": dict(self.sparsity_target), "layer_weights": dict(self.layer_weights)}
+        return {**super().get_config(), **options, **by_layer}
 
 
 def _assert_unit_interval(activation, name):
@@ -205,12 +196,9 @@ def sparse(
     Reference:
         Ng 2011, "Sparse autoencoder", CS294A lecture notes.
     """
-    encoder, decoder = networks.pair(
-        code_activation=networks.code_activation or ("sigmoid" if penalty == "kl" else "relu")
-    )
+    code_activation = networks.code_activation or ("sigmoid" if penalty == "kl" else "relu")
     return SparseAutoencoder(
-        encoder,
-        decoder,
+        *networks.pair(code_activation=code_activation),
         sparsity_weight=sparsity_weight,
         sparsity_target=sparsity_target,
         penalty=penalty,

@@ -63,7 +63,7 @@ def dense_stack(model):
 
 
 def _dense_chain(network, name):
-    """The `(Dense layer, activation)` of a network that is nothing but a chain of them, in order."""
+    """The `(Dense layer, activation)` of a network that is a chain of them, in order."""
     chain, steps = [], path(network)
     for layer, inputs, _ in steps:
         if len(network.outputs) != 1 or len(inputs) != 1 or sum(layer is other for other, *_ in steps) > 1:

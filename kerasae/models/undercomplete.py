@@ -14,7 +14,7 @@ def undercomplete(networks, **kwargs):
     """An undercomplete (vanilla) autoencoder: a code smaller than the input, and nothing else.
 
     Args:
-        latent_dim: size of the code; from `prod(input_shape)` on, a warning says that nothing keeps the model from copying.
+        latent_dim: size of the code. If it is `prod(input_shape)` or more, a warning says that nothing keeps the model from copying.
 
     Returns:
         `kerasae.models.Autoencoder`, to be compiled.
@@ -34,15 +34,14 @@ def undercomplete(networks, **kwargs):
 
 
 def warn_if_overcomplete(model):
-    """Warns, for the caller of the builder that calls this, where nothing keeps a model from copying."""
+    """Warns the caller of the builder that calls this if nothing keeps a model from copying."""
     latent_dim, num_features = (
         math.prod(size or 1 for size in tensor.shape[1:])
         for tensor in (model.encoder.outputs[0], model.encoder.inputs[0])
     )
     if latent_dim >= num_features:
         warnings.warn(
-            f"Overcomplete: {latent_dim} codes for {num_features} features, and no regulariser. The model can learn to copy its input "
-            "without learning anything of the data (kerasae.metrics.diagnose measures it); a denoising, sparse or contractive "
-            "autoencoder can't.",
-            stacklevel=4,  # this function, the builder, what `takes_networks` puts around it
+            f"Overcomplete: a code of {latent_dim} units for {num_features} features, and no regulariser. The model can learn to copy its "
+            "input (kerasae.metrics.diagnose measures this); a denoising, sparse or contractive autoencoder can't.",
+            stacklevel=4,  # this function, the builder, its wrapper by `takes_networks`
         )

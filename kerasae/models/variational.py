@@ -32,7 +32,7 @@ class VariationalAutoencoder(Autoencoder):
             `[mean, log_variance]`.
         likelihood: `"bernoulli"` (data in [0, 1], a decoder that ends in a sigmoid, on whose logits it is computed), or `"gaussian"`.
         variance: c of the Gaussian `p(x|z) = N(x', cI)`: a number above 0; `"learned"`, one number, trained with the rest; or
-            `"predicted"`, one a feature, by the decoder. The constant `m/2 ln(2 pi c)` is part of the loss.
+            `"predicted"`, one per feature, by the decoder. The constant `m/2 ln(2 pi c)` is part of the loss.
         beta: weight of the KL term, at least 0. Default 1.
         seed: of the noise.
 
@@ -64,7 +64,7 @@ class VariationalAutoencoder(Autoencoder):
     def __init__(self, encoder, decoder, likelihood="bernoulli", variance=1.0, beta=1.0, seed=None, **kwargs):
         likelihood = distributions.likelihood(likelihood, variance)
         self.beta = checks.real_number(beta, "beta", minimum=0)
-        # What training weighs the KL term with: beta, but for `BetaAnnealing`. No weight of the model: files don't hold it.
+        # The weight of the KL term in training, which `BetaAnnealing` changes. No weight of the model: files don't hold it.
         self.current_beta = tf.Variable(self.beta, trainable=False, dtype="float32", name="current_beta")
         self.variance = getattr(likelihood, "variance", 1.0)
         super().__init__(encoder, decoder, loss=likelihood, seed=seed, **kwargs)
@@ -73,8 +73,7 @@ class VariationalAutoencoder(Autoencoder):
         z_mean, z_log_var = (output.shape[1:] for output in encoder.outputs)
         if not checks.shapes_match(z_mean, z_log_var) and tuple(z_log_var) != (1,):
             raise ValueError(
-                f"The encoder's second output, ln sigma^2, must have the first one's shape {z_mean}, or (1,) for one variance for all "
-                f"latents. Received: {z_log_var}"
+                f"The encoder's second output, ln sigma^2, must have the first one's shape {z_mean}, or (1,). Received: {z_log_var}"
             )
         if self.variance == "learned":
             self.log_variance = self.add_weight(shape=(), initializer="zeros", name="log_variance")
@@ -94,7 +93,7 @@ class VariationalAutoencoder(Autoencoder):
         try:
             return super().fit(*args, **kwargs)
         finally:
-            # What `BetaAnnealing` has changed; an interrupted `fit` tells its callbacks nothing.
+            # `BetaAnnealing` may have changed it; an interrupted `fit` tells its callbacks nothing.
             self.current_beta.assign(self.beta)
 
     def terms(self, x, outputs):
@@ -122,18 +121,18 @@ class VariationalAutoencoder(Autoencoder):
         tighter the more samples. Samples are drawn, decoded and summed a few at a time: memory does not grow with S.
 
         Args:
-            x: examples, `(n, *input_shape)`; 0 or 1 where the likelihood is to be a Bernoulli's.
+            x: examples, `(n, *input_shape)`; 0 or 1 for a Bernoulli likelihood.
             num_samples: S. Burda et al. use 5000.
             seed: int, of the samples.
-            decodings_at_once: how many samples are decoded together, over all examples: bounds the memory. Which samples a seed gives
-                depends on it. Default: what fits in 64 MiB of the decoder's widest layers, at most 4096.
+            decodings_at_once: number of samples that are decoded together, over all examples, which bounds the memory; the samples of a
+                seed depend on it. Default: as many as fit in 64 MiB of the decoder's widest layers, at most 4096.
             verbose: 1 for a progress bar.
 
         Returns:
             NumPy float32, `(n,)`, nats.
 
         Raises:
-            ValueError: on examples that the model does not take, and `num_samples` below 1.
+            ValueError: if the model does not take the examples, or `num_samples` is below 1.
 
         Reference:
             Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", equation 8.
@@ -149,15 +148,15 @@ class VariationalAutoencoder(Autoencoder):
 class BetaAnnealing(keras.callbacks.Callback):
     """Raises the weight of a `VariationalAutoencoder`'s KL term, epoch by epoch, in a straight line from `start_beta` to the model's beta.
 
-    Latents learn to carry information before they are charged for it, so that fewer collapse to the prior. Until `epochs` are over, the
-    logged `loss` is of the smaller beta; afterwards, and once `fit` ends or is interrupted, it is of the model's own.
+    Latents learn to carry information before it costs them, so that fewer collapse to the prior. The logged `loss` is that of the current
+    beta, which becomes the model's own again once `fit` ends or is interrupted.
 
     Args:
-        epochs: number of epochs until the model's own beta is reached; from then on it stays.
+        epochs: number of epochs until the model's own beta is reached; then it stays.
         start_beta: weight in the first epoch, at least 0 and at most the model's. Default 0.
 
     Raises:
-        ValueError: where the model is no `VariationalAutoencoder`, or `start_beta` above its beta.
+        ValueError: if the model is no `VariationalAutoencoder`, or `start_beta` above its beta.
 
     Reference:
         Bowman et al. 2016, "Generating Sentences from a Continuous Space", section 3.1; Sonderby et al. 2016, "Ladder Variational
@@ -190,7 +189,7 @@ class BetaAnnealing(keras.callbacks.Callback):
     title="variational (Bernoulli, Gaussian; diagonal, isotropic)",
     purpose="generating, likelihoods, a smooth latent space",
     paper="Kingma & Welling 2014",
-    # Such data have no natural unit: how far p(x|z) spreads is learned.
+    # Such data have no natural unit: the spread of p(x|z) is learned.
     real_valued={"likelihood": "gaussian", "variance": "learned"},
 )
 @takes_networks(without=("loss", "code_activation"))
@@ -200,7 +199,7 @@ def variational(networks, *, likelihood="bernoulli", variance=1.0, posterior="di
     Args:
         likelihood: `"bernoulli"`, for data in [0, 1], or `"gaussian"`.
         variance: c of the Gaussian likelihood `N(x', cI)`: a number above 0, `"learned"`, or `"predicted"`, one per feature.
-        posterior: `"diagonal"`, a variance for every latent, or `"isotropic"`, one per example, `N(mu(x), sigma(x)^2 I)`.
+        posterior: `"diagonal"`, one variance per latent, or `"isotropic"`, one per example, `N(mu(x), sigma(x)^2 I)`.
         beta: weight of the KL term.
         output_activation: of the mean. Default: sigmoid for Bernoulli, linear for Gaussian.
         encoder: your own network, in place of shape, sizes, activations and `network`; it gives `[z_mean, z_log_var]`.
