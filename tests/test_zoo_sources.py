@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from kerasae import keras_internals, writing, zoo
-from kerasae.zoo import making, sources
+from kerasae.zoo import indexes, making, sources
 
 ID = "variational-dense-digits"
 OTHER = "undercomplete-dense-digits"
@@ -145,7 +145,7 @@ def test_every_source_gives_the_same_model(tree, server, digits, monkeypatch):
 
 def test_a_file_is_downloaded_once(server, cache):
     first = zoo.download(ID, source=server.url)
-    assert set(first) == set(sources.FILES)
+    assert set(first) == set(indexes.FILES)
     assert files_in(cache) == {path.name for path in first.values()}
     asked = list(server.asked)
     assert zoo.download(ID, source=server.url) == first
@@ -328,7 +328,7 @@ def test_a_read_only_cache_serves_what_it_holds(server, cache):
     try:
         if os.access(cache, os.W_OK):
             pytest.skip("this user may write anywhere")
-        assert set(zoo.download(ID, source=server.url)) == set(sources.FILES)
+        assert set(zoo.download(ID, source=server.url)) == set(indexes.FILES)
         with pytest.raises(OSError, match="Can't write into the cache .*set KERASAE_CACHE"):
             zoo.download(OTHER, source=server.url)
     finally:
@@ -575,10 +575,10 @@ def test_a_persons_own_model_is_published_and_loaded_from_a_server(own, tmp_path
     finally:
         stop(server)
     assert mirrored.stdout == "mine\n"
-    for name in sources.FILES:
+    for name in indexes.FILES:
         assert (tmp_path / "mirror" / "mine" / name).read_bytes() == (own / name).read_bytes()
     assert re.search(
-        r"squared_error \| [\d.]+ \| squared error per image \| 1 \(a paper\): missed \|", making.table(folder)
+        r"squared_error \| [\d.]+ \| squared error per image \| 1 \(a paper\): not reached \|", making.table(folder)
     )
 
 
@@ -685,7 +685,7 @@ def test_hugging_face_by_its_own_client(hub, cache, tree):
     result = run("zoo", "download", ID, "--source", "hf://me/zoo@v1", HF_TOKEN="hf_secret")
     assert result.returncode == 0, result.stderr
     assert ("GET", f"/me/zoo/resolve/v1{WEIGHTS}", "Bearer hf_secret") in hub.asked
-    paths = {name: cache / f"{writing.sha256(tree / ID / name)}-{name}" for name in sources.FILES}
+    paths = {name: cache / f"{writing.sha256(tree / ID / name)}-{name}" for name in indexes.FILES}
     assert {path.name for path in paths.values()} == files_in(cache)
     assert all(path.read_bytes() == (tree / ID / name).read_bytes() for name, path in paths.items())
     offline = run("zoo", "show", ID, "--source", "hf://me/zoo@v1", HF_HUB_OFFLINE="1")

@@ -1,8 +1,8 @@
-"""Pretrained models, one folder each: the recipe, the weights, what they score, a card and a picture.
+"""Pretrained models, one folder each: the recipe, the weights, their results, a card and a picture.
 
-Ids are `family-network-dataset`. Models come from a source: what is packaged with kerasae, a folder, a web server, or a Hugging Face
-repository; see `kerasae.zoo.sources`. Each function takes `source=`, or else the environment variable `KERASAE_ZOO`, or else what is
-packaged. Listing and describing import neither Keras nor TensorFlow.
+Ids are `family-network-dataset`. Models come from a source: the packaged ones, a folder, a web server, or a Hugging Face repository; see
+`kerasae.zoo.sources`. Each function takes `source=`, by default the environment variable `KERASAE_ZOO`, or else the packaged models.
+Listing and describing import neither Keras nor TensorFlow.
 """
 
 import difflib
@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kerasae.runs import recipes
-from kerasae.zoo import sources
+from kerasae.zoo import indexes, sources
 
 
 def list_models(family=None, dataset=None, source=None):
-    """The ids of the models, sorted; of one family or dataset where given.
+    """The ids of the models, or of those of one family or dataset, sorted.
 
     Args:
         family: such as `"variational"`. Default: every family.
@@ -39,11 +39,10 @@ def list_models(family=None, dataset=None, source=None):
 
 
 def describe(model_id, source=None):
-    """All facts of a model: its recipe, and its measured figures with unit, protocol and sample size.
+    """All facts of a model: its recipe, and its results with unit, protocol and sample size.
 
     Args:
-        model_id: as `list_models` gives it.
-        source: as in `list_models`.
+        model_id, source: one of the ids that `list_models(source=source)` gives.
 
     Returns:
         `{"recipe": {...}, "metrics": [...], "training": {...}, "model": {"sha256", "bytes", "parameters"}, "versions": {...}}`.
@@ -54,7 +53,7 @@ def describe(model_id, source=None):
 
 
 def card(model_id, source=None):
-    """The model's card as Markdown: how it was made, and what it scores under which protocol."""
+    """The model's card as Markdown: how it was made, and its results with their protocols."""
     return _origin(model_id, source).path(model_id, "card.md").read_text()
 
 
@@ -72,18 +71,17 @@ def download(model_id, source=None):
     Files of a remote source are kept in the cache, `$KERASAE_CACHE` or the platform's cache folder, and are not downloaded again.
 
     Args:
-        model_id: as `list_models` gives it.
-        source: as in `list_models`.
+        model_id, source: one of the ids that `list_models(source=source)` gives.
 
     Returns:
         `{name: path}` of its files.
 
     Raises:
-        ValueError: on an unknown id (near ids are offered), or where a file is not the one that was published.
-        OSError: where a file is missing, the source can't be reached, or the cache can't be written.
+        ValueError: on an unknown id (near ids are offered), or if a file is not the one that was published.
+        OSError: if a file is missing, the source can't be reached, or the cache can't be written.
     """
     origin = _origin(model_id, source)
-    return {name: origin.path(model_id, name) for name in sources.FILES}
+    return {name: origin.path(model_id, name) for name in indexes.FILES}
 
 
 def load(model_id, source=None):
@@ -92,16 +90,14 @@ def load(model_id, source=None):
     Its file is used only if its sha256 is the one in the source's index, and is opened in Keras's safe mode: no code in it is run.
 
     Args:
-        model_id: as `list_models` gives it.
-        source: as in `list_models`.
+        model_id, source: one of the ids that `list_models(source=source)` gives.
 
     Returns:
         The model, not compiled: `encode`, `decode` and `predict` work at once; `compile` it to train on.
 
     Raises:
-        ValueError: on an unknown id (near ids are offered), where the file is not the one that was published, or was made by a newer
-            kerasae, or Keras can't read it.
-        OSError: where the file is missing, the source can't be reached, or the cache can't be written.
+        ValueError: as `download`, and if a newer kerasae made the model, or Keras can't read it.
+        OSError: as `download`.
 
     Example:
 

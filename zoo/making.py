@@ -1,4 +1,4 @@
-"""Makes a model of the zoo: from a recipe to a folder with everything that is known about it."""
+"""Makes models of the zoo, from recipes to folders, and publishes them."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kerasae import writing
 from kerasae.runs import examples, measures, recipes, training
-from kerasae.zoo import sources
+from kerasae.zoo import indexes, sources
 
 _logger = logging.getLogger(__name__)
 
@@ -50,12 +50,11 @@ def make(recipe_path, folder, data_dir=None, verbose="auto"):
 
 
 def evaluate(model_id, data_dir=None, source=None, metrics=None):
-    """Measures a model of the zoo again, in the way its recipe says.
+    """Measures a model of the zoo again, as its recipe says.
 
     Args:
-        model_id: as `kerasae.zoo.list_models` gives it.
+        model_id, source: one of the ids that `kerasae.zoo.list_models(source=source)` gives.
         data_dir: as in `kerasae.data.load`.
-        source: as in `kerasae.zoo.list_models`.
         metrics: names of the recipe's metrics to measure. Default: all, which can take minutes.
 
     Returns:
@@ -99,7 +98,7 @@ def publish(folder, models=(), source=None):
         path = Path(model)
         if (path / "metrics.json").exists():
             _entry(path)
-            taken.append((path.resolve().name, {name: path / name for name in sources.FILES}))
+            taken.append((path.resolve().name, {name: path / name for name in indexes.FILES}))
         elif path.is_dir():
             raise ValueError(f"{path} is no trained model: it has no metrics.json. `kerasae zoo train` writes one.")
         else:
@@ -130,24 +129,22 @@ def publish(folder, models=(), source=None):
 def index(folder):
     """The contents of `index.json` for the trained models in a folder."""
     return {
-        "format": sources.FORMAT,
+        "format": indexes.FORMAT,
         "models": {path.parent.name: _entry(path.parent) for path in sorted(Path(folder).glob("*/metrics.json"))},
     }
 
 
 def _entry(folder):
     name = folder.resolve().name
-    if not re.fullmatch(sources.ID, name):
+    if not re.fullmatch(indexes.ID, name):
         raise ValueError(
             f"A model's id, the name of its folder, takes letters, digits, '-', '_' and '.'. Received: {name!r}"
         )
-    if missing := [name for name in sources.FILES if not (folder / name).is_file()]:
+    if missing := [name for name in indexes.FILES if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is no complete model: {missing} missing. `kerasae zoo train` writes all files.")
     recipe, facts = _read(folder)
-    files = {
-        name: {"sha256": writing.sha256(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in sources.FILES
-    }
+    paths = {name: folder / name for name in indexes.FILES}
+    files = {name: {"sha256": writing.sha256(path), "bytes": path.stat().st_size} for name, path in paths.items()}
     if files["model.keras"]["sha256"] != facts["model"]["sha256"]:
         raise ValueError(
             f"{folder / 'model.keras'} is not the model that metrics.json measured: its sha256 is {files['model.keras']['sha256']}, "
@@ -158,9 +155,7 @@ def _entry(folder):
         "dataset": recipe.data.title,
         "kerasae": facts["versions"]["kerasae"],
         "keras": facts["versions"]["keras"],
-        "figure": next(
-            ({key: record[key] for key in ("metric", "value", "unit")} for record in facts["metrics"]), None
-        ),
+        "figure": next(({key: r[key] for key in ("metric", "value", "unit")} for r in facts["metrics"]), None),
         "files": files,
     }
 
@@ -179,7 +174,8 @@ def _write(path, content):
 
 def card(recipe, facts):
     """The model card, generated from the recipe and the measured facts."""
-    training = recipe.training
+    training, validation = recipe.training, recipe.data.validation
+    held_out = f"the last {validation:,} training images held out" if validation else "all training images"
     lines = [
         f"# {facts['id']}",
         "",
@@ -187,12 +183,7 @@ def card(recipe, facts):
         "",
         f"- Family: {recipe.family}, {facts['model']['parameters']:,} parameters, {facts['model']['bytes']:,} bytes",
         f"- Built by: `{_call(recipe)}`",
-        f"- Data: {recipe.data.title}, "
-        + (
-            f"the last {recipe.data.validation:,} training images held out"
-            if recipe.data.validation
-            else "all training images"
-        ),
+        f"- Data: {recipe.data.title}, {held_out}",
         f"- Training: {training.optimizer}, learning rate {training.learning_rate:g} ({training.schedule}), "
         f"batches of {training.batch_size}, {training.epochs} epochs, seed {recipe.seed}",
         "- Versions: " + ", ".join(f"{name} {v}" for name, v in facts["versions"].items()),
@@ -249,11 +240,11 @@ def _figure(record):
 
 
 def _published(record):
-    """The published result, and whether the model reaches it. (All published results are errors or nats: lower is better.)"""
+    """The published result, and whether the model reaches it; published results are errors or nats, so lower is better."""
     if record["published"] is None:
         return ""
     source = f" ({record['source']})" if record["source"] else ""
-    reached = "reached" if record["value"] <= record["published"] else "missed"
+    reached = "reached" if record["value"] <= record["published"] else "not reached"
     return f"{record['published']:g}{source}: {reached}"
 
 

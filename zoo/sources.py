@@ -1,14 +1,12 @@
-"""Where models come from: what is packaged, a folder, a web server, or a Hugging Face repository.
+"""Sources of models: the packaged ones, a folder, a web server, or a Hugging Face repository.
 
 All hold the same tree, as `kerasae zoo publish` writes it: `index.json`, and `<id>/<file>` for each model. The index names the sha256 of
-every file, and no file is used whose bytes differ. So a file is the one that the source's publisher indexed, whatever happened to it on
-the way or in the cache; that the publisher is to be trusted is for whoever chooses the source to know. The packaged index is pinned by
-the release of kerasae: its files may come from anywhere.
+every file, and no file is used whose bytes differ: it is the one that the publisher indexed, whatever happened on the way or in the cache.
+Whoever chooses a source must trust its publisher. The packaged index is part of kerasae's release: its files may come from anywhere.
 """
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
@@ -16,96 +14,18 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
-import pydantic
-
 from kerasae import writing
+from kerasae.zoo.indexes import parse_index
 
 _logger = logging.getLogger(__name__)
 
 PACKAGED = Path(__file__).parent / "models"
-# Raised when an older kerasae could no longer read what is published.
-FORMAT = 1
-FILES = ("recipe.toml", "model.keras", "metrics.json", "card.md", "preview.png")
-ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 _TIMEOUT = 30  # seconds without a byte
 _RETRIES = 2
 _LARGEST_INDEX = 10_000_000  # bytes
-
-
-class File(pydantic.BaseModel):
-    """A file of a model, as the index pins it."""
-
-    sha256: str = pydantic.Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: pydantic.NonNegativeInt
-
-
-class Figure(pydantic.BaseModel):
-    """The first figure that is reported of a model."""
-
-    metric: str
-    value: float
-    unit: str
-
-
-class Entry(pydantic.BaseModel):
-    """A model in the index."""
-
-    family: str
-    dataset: str
-    kerasae: str = pydantic.Field(pattern=r"^\d+\.\d+")
-    keras: str
-    figure: Figure | None
-    # Only these names: an index can't reach any other file.
-    files: dict[Literal[FILES], File]
-
-    @pydantic.field_validator("files")
-    @classmethod
-    def _complete(cls, files):
-        if missing := [name for name in FILES if name not in files]:
-            raise ValueError(f"{missing} missing")
-        return files
-
-
-class Index(pydantic.BaseModel):
-    """`index.json`: every model of a source and the hash of each of its files."""
-
-    format: Literal[FORMAT]
-    models: dict[Annotated[str, pydantic.Field(pattern=ID)], Entry]
-
-
-def parse_index(content, origin):
-    """Checks the content of an `index.json`.
-
-    Args:
-        content: bytes.
-        origin: where it was read, for messages.
-
-    Returns:
-        `Index`.
-
-    Raises:
-        ValueError: where it is no index, or one that only a newer kerasae reads.
-    """
-    try:
-        raw = json.loads(content)
-        found = int(raw["format"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{origin} is not the index of a zoo, as `kerasae zoo publish` writes it: no JSON object with a format."
-        ) from error
-    if found > FORMAT:
-        raise ValueError(
-            f"{origin} has format {found}, and this kerasae reads up to {FORMAT}: `pip install --upgrade kerasae`."
-        )
-    try:
-        return Index.model_validate(raw)
-    except pydantic.ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise ValueError(f"{origin} is not the index of a zoo: {problems}") from error
 
 
 def cache():
@@ -116,11 +36,11 @@ def cache():
 
 
 def source(where=None):
-    """The source that a person named.
+    """The source of a name.
 
     Args:
         where: `"packaged"`, a folder, `"https://…"`, `"http://localhost…"`, or `"hf://owner/name"` (`@revision` may follow). None takes
-            `$KERASAE_ZOO`, or else `"packaged"`. What this function returned may stand here again: its index is then read once.
+            `$KERASAE_ZOO`, or else `"packaged"`. A source is returned as it is, so that its index is read once.
 
     Returns:
         An object with `index()` and `path(model_id, name)`, the path of a file whose hash was checked.
@@ -164,7 +84,7 @@ class _Folder:
         path = self._root / model_id / name
         packaged = self._root == PACKAGED
         if not path.exists():
-            # Too large for the wheel, and brought from elsewhere before: what counts is the hash.
+            # Too large for the wheel, and downloaded before: any file with the right hash will do.
             if (path := _cached(file, name)).exists() and writing.sha256(path) == file.sha256:
                 return path
             raise FileNotFoundError(
@@ -345,7 +265,7 @@ def _cached(file, name):
 
 
 def _remove_stale(folder):
-    # What a killed process left, and no living one still writes after a day.
+    # Temporary files that are older than a day belong to processes that were killed.
     with contextlib.suppress(OSError):
         for path in (*folder.glob("tmp*"), *folder.glob(f"{writing.BESIDE}*")):
             if time.time() - path.stat().st_mtime > 86_400:
