@@ -14,11 +14,9 @@ from kerasae import checks
 
 
 def random_seed(generator):
-    """The next seed of a `keras.random.SeedGenerator`, shape `(2,)`, for `tf.random.stateless_*`.
-
-    Under a `tf.distribute` strategy each replica holds the same generator state; folding the replica's number in gives each its own
-    noise, which `keras.random` does not.
-    """
+    """The next seed of a `keras.random.SeedGenerator`, shape `(2,)`, for `tf.random.stateless_*`."""
+    # Under a `tf.distribute` strategy all replicas hold the same generator state; folding the replica's number in gives each its own noise,
+    # which `keras.random` does not.
     seed = tf.cast(generator.next(), tf.int32)
     replica = tf.distribute.get_replica_context()
     if replica is not None and replica.num_replicas_in_sync > 1:
@@ -49,13 +47,10 @@ def sample_normal(z_mean, z_log_var, generator):
 
 
 class Corruption(keras.layers.Layer):
-    """Shared by all corruptions: they are active in training only, and have a random stream of their own.
+    """Shared by all corruptions: active in training only, with a random stream of their own. Numbers out of bounds are `ValueError`s.
 
     Args:
         seed: int, of the noise. Default: a random one, fixed by `keras.utils.set_random_seed`.
-
-    Raises:
-        ValueError: if a number lies outside the bounds that its corruption gives, or is not finite.
     """
 
     # Each layer says whether XLA makes it faster on a CPU: see `kerasae.models.execution`.
@@ -206,8 +201,7 @@ class KSparse(keras.layers.Layer):
         self.alpha = checks.real_number(alpha, "alpha", minimum=1)
         self.by = checks.choice(by, "by", ("magnitude", "value"))
         self.supports_masking = True
-        # The largest k in training; static, so that the search for the k-th largest stays short.
-        self.max_k = self.k
+        self.max_k = self.k  # the largest k in training; static, so that the search for the k-th largest stays short
 
     def build(self, input_shape):
         self.num_units = math.prod(input_shape[1:])
@@ -285,8 +279,9 @@ class TiedDense(keras.layers.Layer):
         """Ties this layer to the encoder's layer of the name `tied_to`."""
         source = encoder.get_layer(self.tied_to)
         if source.kernel.shape[0] != self.units:
+            inputs = source.kernel.shape[0]
             raise ValueError(
-                f"{self.name!r} gives {self.units} units, and {self.tied_to!r}, to which it is tied, takes {source.kernel.shape[0]}."
+                f"{self.name!r} has {self.units} units, and its source {self.tied_to!r} has {inputs} inputs."
             )
         # Not as an attribute that Keras tracks: the kernel is the encoder's, trained and saved there, once.
         self.__dict__["source"] = source

@@ -87,19 +87,17 @@ class _Folder:
             # Too large for the wheel, and downloaded before: any file with the right hash will do.
             if (path := _cached(file, name)).exists() and writing.sha256(path) == file.sha256:
                 return path
-            raise FileNotFoundError(
-                f"{name} of {model_id!r} is missing from {self}. "
-                + (
-                    f"Large models don't travel in the wheel: set KERASAE_ZOO to a checkout's zoo/models, or get it once with "
-                    f"`kerasae zoo download {model_id} --source https://…` from wherever the zoo is published."
-                    if packaged
-                    else "Publish it again."
+            advice = "Publish it again."
+            if packaged:
+                advice = (
+                    "Large models don't travel in the wheel: set KERASAE_ZOO to a checkout's zoo/models, or get it once with `kerasae zoo "
+                    f"download {model_id} --source https://…` from wherever the zoo is published."
                 )
-            )
+            raise FileNotFoundError(f"{name} of {model_id!r} is missing from {self}. {advice}")
         if (received := writing.sha256(path)) != file.sha256:
+            advice = "Install kerasae again." if packaged else "Publish it again if it was changed on purpose."
             raise ValueError(
-                f"{path} is not the file that was published: its sha256 is {received}, the index says {file.sha256}. "
-                + ("Install kerasae again." if packaged else "Publish it again if it was changed on purpose.")
+                f"{path} is not the file that was published: its sha256 is {received}, the index says {file.sha256}. {advice}"
             )
         return path
 
@@ -148,13 +146,8 @@ class _Remote:
 
         url = f"{self}/{path}"
         _remove_stale(target.parent)
-        registry = pooch.Pooch(
-            target.parent,
-            "",
-            registry={target.name: file and file.sha256},
-            urls={target.name: url},
-            retry_if_failed=_RETRIES,
-        )
+        pins = {"registry": {target.name: file and file.sha256}, "urls": {target.name: url}}
+        registry = pooch.Pooch(target.parent, "", **pins, retry_if_failed=_RETRIES)
 
         def downloader(_, output, __):
             self._transfer(path, output, file.bytes if file else _LARGEST_INDEX, file is not None)

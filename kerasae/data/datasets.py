@@ -40,11 +40,9 @@ def load(name, data_dir=None, labels=False, download=True):
         `(n, height, width, channels)`, labels int64 of shape `(n,)`.
 
     Raises:
-        UnknownDatasetError: a `ValueError`, if there is no dataset of this name (the message lists near names).
-        NoLabelsError: a `ValueError`, if labels were asked for and the dataset has none.
+        UnknownDatasetError, NoLabelsError: `ValueError`s, if there is no dataset of this name (the message lists near names), or no labels.
         ValueError: if the dataset has no images of fixed shape, or no train and test splits.
-        FileNotFoundError: if `data_dir` does not exist, or if the dataset is not prepared and `download=False`.
-        NotADirectoryError: if `data_dir` is a file.
+        FileNotFoundError: if `data_dir` does not exist (`NotADirectoryError` if it is a file), or nothing is prepared and `download=False`.
         ConnectionError: if the dataset is not prepared and its source cannot be reached.
         OSError: if prepared files are damaged or incomplete.
 

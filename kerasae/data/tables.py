@@ -57,11 +57,8 @@ def _arrow(path):
         if path.suffix.lower() == ".parquet":
             return parquet.read_table(path)
         delimiter, header = _dialect(path)
-        options = {
-            "read_options": arrow_csv.ReadOptions(autogenerate_column_names=not header),
-            "parse_options": arrow_csv.ParseOptions(delimiter=delimiter),
-        }
-        table = arrow_csv.read_csv(path, **options)
+        reading = arrow_csv.ReadOptions(autogenerate_column_names=not header)
+        table = arrow_csv.read_csv(path, reading, arrow_csv.ParseOptions(delimiter=delimiter))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read as a table: {str(error).splitlines()[0]}") from error
     if table.num_rows == 0:
@@ -99,10 +96,8 @@ def _column(table, name, text, gaps):
         if column.null_count == len(column):
             gaps.append(f"{name!r} (all {len(column)} rows)")
         else:
-            example = next(
-                (v for v in column.to_pylist() if v is not None and not _is_number(str(v))), "numbers as text"
-            )
-            text.append(f"{name!r} ({str(example)[:30]!r})")
+            texts = (str(v) for v in column.to_pylist() if v is not None and not _is_number(str(v)))
+            text.append(f"{name!r} ({next(texts, 'numbers as text')[:30]!r})")
         return np.nan
     values = column.cast(pa.float64()).to_numpy()
     bad = np.flatnonzero(~np.isfinite(values))
