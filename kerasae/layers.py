@@ -280,9 +280,7 @@ class TiedDense(keras.layers.Layer):
         source = encoder.get_layer(self.tied_to)
         if source.kernel.shape[0] != self.units:
             inputs = source.kernel.shape[0]
-            raise ValueError(
-                f"{self.name!r} has {self.units} units, and its source {self.tied_to!r} has {inputs} inputs."
-            )
+            raise ValueError(f"{self.name!r} has {self.units} units, but {self.tied_to!r} has {inputs} inputs.")
         # Not as an attribute that Keras tracks: the kernel is the encoder's, trained and saved there, once.
         self.__dict__["source"] = source
 
