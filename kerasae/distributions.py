@@ -98,7 +98,7 @@ class SquaredError(Likelihood):
 class Bernoulli(Likelihood):
     """Each feature is 1 with probability r_i, the decoder's output: `ln p(x|z) = sum_i x_i ln r_i + (1 - x_i) ln(1 - r_i)`.
 
-    Computed on the logits where the decoder ends in `keras.layers.Activation("sigmoid")`. Features between 0 and 1 give the cross-entropy.
+    Computed on the logits if the decoder ends in `keras.layers.Activation("sigmoid")`. Features between 0 and 1 give the cross-entropy.
     """
 
     name = "bernoulli"
@@ -250,7 +250,7 @@ class DiagonalNormal(_Named):
         return -0.5 * ops.sum(squares, axis=_axes(z, batch_axes))
 
     def kl(self, prior, parameters):
-        """`KL(q(z|x) || p(z))` per example in closed form, shape `(batch,)`, where p is `StandardNormal`."""
+        """`KL(q(z|x) || p(z))` per example in closed form, shape `(batch,)`, for p a `StandardNormal`."""
         if not isinstance(prior, StandardNormal):
             raise NotImplementedError(f"There is no closed form of KL(N(mu, diag sigma^2) || {prior}).")
         return losses.kl_standard_normal(*parameters)

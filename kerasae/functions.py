@@ -25,7 +25,7 @@ class Port:
 
     Args:
         name: of the port, the same in every format.
-        shape: with the batch, `None` where a size is free; `()` for a number.
+        shape: with the batch, `None` for a free size; `()` for a number.
         dtype: name of the NumPy type.
         value_range: (lowest, highest), or `None` for any number.
         meaning: one phrase, for the manifest and the files.
@@ -75,7 +75,7 @@ class Function:
 
 
 def of_model(model):
-    """The functions of a kerasae model by name: encode, decode, reconstruct, score, and those that sample where it has a prior.
+    """The functions of a kerasae model by name: encode, decode, reconstruct, score, and those that sample if it has a prior.
 
     Further inputs of the encoder are ports by their own names, beside `x`; those that the decoder takes too stand beside `z`.
 
@@ -181,7 +181,7 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         input: `(name, meaning)` of the input's port.
 
     Raises:
-        ValueError: where the network computes in another precision than float32.
+        ValueError: if the network computes in another precision than float32.
     """
 
     policies = {layer.compute_dtype for layer in keras_internals.all_layers(network)} & {

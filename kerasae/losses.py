@@ -79,7 +79,7 @@ def gaussian_nll(x, mean, log_variance):
         log_variance: ln c: a scalar, or any shape that broadcasts to `x`'s.
 
     Returns:
-        Nats, shape `(batch,)`. Negative where the density exceeds 1.
+        Nats, shape `(batch,)`. Negative if the density exceeds 1.
     """
     x, mean, log_variance = _float32(x, mean, log_variance)
     nll = ops.square(x - mean) * ops.exp(-log_variance) + log_variance + math.log(2 * math.pi)

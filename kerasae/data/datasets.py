@@ -71,7 +71,7 @@ def load(name, data_dir=None, labels=False, download=True):
 
 
 def load_with_labels_if_any(name, data_dir=None):
-    """`((x_train, y_train), (x_test, y_test))` as `load` gives them; both `y` are None where the dataset has no labels."""
+    """`((x_train, y_train), (x_test, y_test))` as `load` gives them; both `y` are None if the dataset has no labels."""
     try:
         return load(name, data_dir, labels=True)
     except NoLabelsError:

@@ -43,19 +43,19 @@ def read(
     """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table.
 
     Images are turned as their camera says, scaled so that they cover `image_size`, and cropped around the middle. Classes are the names of
-    the folder's subfolders, where all images lie in one.
+    the subfolders, if all images lie in one.
 
     Args:
         path: of the folder or file.
         like: `Preparation` that the examples are to fit: its size, colours and columns.
-        image_size: (height, width) of images. Default: their own, where all have the same.
+        image_size: (height, width) of images. Default: their own, if all have the same.
         color: `"grey"` or `"rgb"`. Default: grey if all images are.
         array: name of an `.npz` file's array. Default: its only one.
         columns: names of a table's columns to take. Default: all but `drop` and `labels`.
         drop: names of a table's columns to leave out.
         labels: a table's column, or an `.npz` file's array, of classes.
         skip_unreadable: whether images that can't be read are left out, with a warning, instead of an error.
-        fallback_size: (height, width) where images have different sizes or a large one, and nothing says which to take. Default: an error.
+        fallback_size: `image_size` if none is given and images differ in size, or are large. Default: an error.
 
     Returns:
         `Files`.

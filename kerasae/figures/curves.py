@@ -68,11 +68,11 @@ def error_histograms(
     """How the errors of normal and of anomalous examples compare with each other and with the threshold.
 
     Each group's bars add up to 100 %, however many examples it has. Errors above the threshold are called anomalous; the legend gives their
-    share of each group. The axis is logarithmic where the largest of positive errors is more than 50 times their median.
+    share of each group. The axis is logarithmic if the largest of positive errors is more than 50 times their median.
 
     Args:
         normal: Errors of normal examples, shape `(n,)`; of a detector, `-detector.score_samples(x)`.
-        anomalous: Errors of anomalous examples, shape `(m,)`. None, the default, where there are none.
+        anomalous: Errors of anomalous examples, shape `(m,)`. None, the default, if there are none.
         threshold: Number, in the errors' unit. None, the default, draws none.
         unit: Name of the errors, on the x axis. Default "squared error".
         num_bins: Positive integer, common to both groups. Default 50.

@@ -175,7 +175,7 @@ def _weighted_layers(network):
 
 
 def _kernel_images(layer, shape, into):
-    """A layer's kernel as images `(units, h, w[, c])`: of its outputs where it reads images (`into`), else of its inputs."""
+    """A layer's kernel as images `(units, h, w[, c])`: one per output if it reads images (`into`), else one per input."""
     import keras
 
     from kerasae.layers import TiedDense

@@ -127,7 +127,7 @@ def unit_kl(z_mean, z_log_var, threshold=0.01, ax=None):
     """How much information each latent of a variational model carries, and which have collapsed.
 
     Bar i is ``KL(q(z_i|x) || N(0, 1)) = 1/2 (sigma_i^2 + mu_i^2 - 1 - ln sigma_i^2)``, mean over examples, largest first. A latent is
-    active where the variance of its mean mu_i over the examples exceeds the threshold, as in `kerasae.metrics.active_units`.
+    active if the variance of its mean mu_i over the examples exceeds the threshold, as in `kerasae.metrics.active_units`.
 
     Args:
         z_mean: mu, `(n, latent_dim)`, at least two examples; with `z_log_var`, `model.encoder.predict(x)`.

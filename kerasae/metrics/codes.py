@@ -26,7 +26,7 @@ def linear_probe_error(z_train, y_train, z_test, y_test, C=1.0, max_iter=1000, v
         C: Positive float, the inverse of the regularisation strength, as in scikit-learn. Default 1.0. Or several: the one with the
             smallest error on the last training codes, when fitted on those before, is then fitted on all.
         max_iter: Positive integer, the bound on L-BFGS iterations. Default 1000.
-        validation: Positive integer, how many training codes `C` is chosen on where there are several. Default 10,000.
+        validation: Positive integer, the number of training codes to choose among several `C` on. Default 10,000.
 
     Returns:
         Float, the test error in percent, 0 to 100.

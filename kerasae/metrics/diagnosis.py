@@ -17,7 +17,7 @@ def diagnose(model, x_train, x_test, noise_stddev=0.25, seed=0):
     - `noise_error`: the same of noise that the data never held: test data with every feature shuffled among the examples, which keeps each
       feature's values and breaks the connections between features. A model that has learned the data can't reconstruct it; one that copies
       can.
-    - `noise_passed`, `||g(f(x + n)) - g(f(x))||^2 / ||n||^2` for Gaussian n: 1 where noise is copied, near 0 where it is removed.
+    - `noise_passed`, `||g(f(x + n)) - g(f(x))||^2 / ||n||^2` for Gaussian n: 1 if noise is copied, near 0 if it is removed.
 
     Args:
         model: autoencoder with `predict`.

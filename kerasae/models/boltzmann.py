@@ -33,7 +33,7 @@ class RestrictedBoltzmannMachine(keras.Model):
     A step of training moves the weights along `<v_i h_j>_data - <v_i h_j>_model - weight_decay w_ij`, the second mean taken after k steps
     of Gibbs sampling that begin at the data; likewise the biases, without decay. No function has this as its gradient, so there is no
     `loss`. Logged by `fit` and `evaluate`, means over examples: `reconstruction_loss`, the cross-entropy in nats between v and
-    `predict(v)`; `free_energy`, `F(v)`, whose gap between training and validation data grows where the machine overfits. Otherwise it is an
+    `predict(v)`; `free_energy`, `F(v)`, whose gap between training and validation data grows if the machine overfits. Otherwise it is an
     ordinary Keras model: `compile(optimizer)`, `fit(x)`, callbacks, saving. `predict` gives mean-field reconstructions `p(v = 1 | E[h|v])`.
 
     Args:

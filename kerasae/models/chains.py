@@ -136,7 +136,7 @@ def _slope(layer, before, after, tape, dtype):
 
 
 def _product_norm(kernels, diagonals):
-    """`||D_L W_L^T ... D_1 W_1^T D_0||_F^2`, shape `(batch,)`, or `(1,)` where no diagonal depends on x.
+    """`||D_L W_L^T ... D_1 W_1^T D_0||_F^2`, shape `(batch,)`, or `(1,)` if no diagonal depends on x.
 
     Args:
         kernels: W_1 to W_L, `(units before, units)` each.
