@@ -260,7 +260,7 @@ class RestrictedBoltzmannMachine(keras.Model):
         names = ("visible_dim", "hidden_dim", "hidden", "gibbs_steps", "sample_visible", "weight_decay", "seed")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
-    # Keras doesn't save the state of random seeds. Without it, training that goes on would draw other noise.
+    # Keras doesn't save the state of random seeds. Without it, continued training would draw other noise.
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

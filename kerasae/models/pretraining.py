@@ -191,19 +191,14 @@ def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, 
         callbacks = [callbacks]
     nested = any(isinstance(entry, (list, tuple)) or entry is None for entry in callbacks or ())
     callbacks = _per_layer(callbacks, "callbacks", stack, (list, tuple) if nested else ())
+    options = {"batch_size": batch_size, "validation_split": validation_split, "verbose": verbose}
     codes, trained = x, []
     for i, layer in enumerate(stack):
         _logger.info("Pretraining layer %d of %d: %d-%d", i + 1, len(stack), layer.visible_dim, layer.hidden_dim)
 
         def fit(layer_model, codes, more_callbacks=(), i=i):
-            return layer_model.fit(
-                codes,
-                epochs=epochs[i],
-                batch_size=batch_size,
-                validation_split=validation_split,
-                callbacks=[*(callbacks[i] or ()), *more_callbacks],
-                verbose=verbose,
-            )
+            of_layer = [*(callbacks[i] or ()), *more_callbacks]
+            return layer_model.fit(codes, epochs=epochs[i], callbacks=of_layer, **options)
 
         encoder, decoder, history = train(layer, codes, fit)
         trained.append((layer, encoder, decoder, history))
