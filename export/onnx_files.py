@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 
+from kerasae import keras_internals
 from kerasae.export.parts import ExportError, is_random
 
 MIN_OPSET, MAX_OPSET = 13, 25
@@ -70,11 +71,10 @@ def finish(model, part, metadata):
 def _converted(part, function, opset):
     """tf2onnx's model. It logs what it can't convert and writes an invalid model: here, each logged error is raised."""
     import tf2onnx
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch_tf2onnx()  # it works around NumPy 2 in tf2onnx, and warns of its own workaround
+        keras_internals.patch_tf2onnx()  # it warns of its own workaround
     failure = None
     with _logged_errors() as errors:
         try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import tensorflow as tf
 
+from kerasae import keras_internals
 from kerasae.functions import Function, Port
 
 _OTHER_FLOATS = ("float16", "bfloat16", "float64")
@@ -133,7 +134,7 @@ def in_float32(model):
     Raises:
         ExportError: if a layer can't be rebuilt from its config.
     """
-    layers = [layer for network in (model.encoder, model.decoder) for layer in network._flatten_layers()]
+    layers = [layer for network in (model.encoder, model.decoder) for layer in keras_internals.all_layers(network)]
     policies = sorted({layer.dtype_policy.name for layer in layers if layer.compute_dtype in _OTHER_FLOATS})
     if not policies:
         return model, []

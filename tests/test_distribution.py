@@ -41,6 +41,7 @@ TIMEOUT = 600  # seconds
 def options():
     """`{name: (family or function that builds, options of compile, options of fit)}`: what is compared besides the families."""
     import keras
+    from adversarial import adversarial
     from families import with_side_inputs
 
     sgd = keras.optimizers.SGD
@@ -54,6 +55,10 @@ def options():
             {},
         ),
         "several inputs": (several_inputs, {}, {"x": with_side_inputs}),
+        "several optimisers": (adversarial, {}, {}),
+        "several optimisers, clipped": (adversarial, {"optimizer": sgd(1.0, global_clipnorm=1e-2)}, {}),
+        # In every step the second replica has no example.
+        "an empty replica": ("undercomplete-conv", {}, {"x": lambda x: x[:3], "batch_size": 1, "validate": True}),
         "global_clipnorm": ("k-sparse-dense", {"optimizer": sgd(1.0, global_clipnorm=1e-2, momentum=0.5)}, {}),
         "keras loss, metrics and sample weights": (
             "undercomplete-crossentropy",
@@ -473,6 +478,9 @@ def test_two_replicas_train_as_one_device_does(mirrored, name):
 OPTIONS = [
     "clipnorm",
     "several inputs",
+    "several optimisers",
+    "several optimisers, clipped",
+    "an empty replica",
     "global_clipnorm",
     "keras loss, metrics and sample weights",
     "sample weights",

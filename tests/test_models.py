@@ -634,3 +634,49 @@ def test_a_decoder_may_take_a_condition(x, tmp_path):
             model.decode(z, condition=bad)
     with pytest.raises(ValueError, match="takes no condition"):
         builders.undercomplete(INPUT_SHAPE, LATENT_DIM).decode(z, condition=labels)
+
+
+# -- Masks: steps that an encoder is to pass over ---------------------------------------------------------------------------------------
+
+
+def masking():
+    """Series of at most six steps; those of zeros alone are none."""
+    layers = keras.layers
+    encoder = keras.Sequential([keras.Input((6, 2)), layers.Masking(), layers.LSTM(LATENT_DIM)])
+    decoder = keras.Sequential([keras.Input((LATENT_DIM,)), layers.Dense(12), layers.Reshape((6, 2))])
+    return builders.undercomplete(encoder=encoder, decoder=decoder)
+
+
+def embedding():
+    """The same, with the words of a caption besides; word 0 is none."""
+    layers = keras.layers
+    series, words = keras.Input((6, 2), name="series"), keras.Input((4,), dtype="int32", name="words")
+    both = layers.Concatenate()(
+        [layers.LSTM(4)(layers.Masking()(series)), layers.LSTM(4)(layers.Embedding(5, 3, mask_zero=True)(words))]
+    )
+    encoder = keras.Model([series, words], layers.Dense(LATENT_DIM)(both))
+    return builders.undercomplete(encoder=encoder, decoder=masking().decoder)
+
+
+@pytest.mark.parametrize("build", [masking, embedding])
+def test_masked_encoders_train_and_pass_over_masked_steps(build, tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 6, NUM_EXAMPLES)
+    series = rng.random((NUM_EXAMPLES, 6, 2), dtype="float32") * (np.arange(6) < lengths[:, None])[..., None]
+    words = rng.integers(1, 5, (NUM_EXAMPLES, 4)) * (np.arange(4) < rng.integers(1, 4, NUM_EXAMPLES)[:, None])
+    inputs = [series, words] if build is embedding else series
+    model = compiled(build)
+    history = fit(model, inputs, epochs=20, validation_data=(inputs,)).history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+    assert np.isfinite(list(history.values())).all()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.evaluate(inputs, verbose=0) == model.evaluate(inputs, verbose=0)
+    # A step between two others that holds nothing is as if it were not there.
+    spread = np.concatenate([series[:, :1], np.zeros((NUM_EXAMPLES, 1, 2), "float32"), series[:, 1:5]], axis=1)
+    spread = (
+        [spread, np.concatenate([words[:, :1], words[:, 3:] * 0, words[:, 1:3]], axis=1)]
+        if build is embedding
+        else spread
+    )
+    np.testing.assert_allclose(model.encode(spread), model.encode(inputs), atol=1e-6)
