@@ -26,7 +26,8 @@ class _Watch:
         if name not in ("keras", "tensorflow") and not name.startswith("kerasae."):
             return None
         for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            if find is not None and (spec := find(name, path, target)) is not None:
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader, self)
                 return spec
