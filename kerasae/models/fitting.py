@@ -133,10 +133,12 @@ def first_batch(batches, prefix=""):
 
 
 def is_array(x):
+    """Whether `x` is an array of examples, or something like one, rather than batches or several arrays."""
     return not is_batched(x) and not isinstance(x, (dict, list, tuple))
 
 
 def predict(network, x, batch_size, verbose):
+    """What `network.predict` gives, from arrays in batches of our own, on several replicas without empty ones."""
     if is_batched(x):
         return network.predict(x, verbose=verbose)
     batch_size = checks.positive_int(batch_size, "batch_size")
