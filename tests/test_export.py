@@ -222,7 +222,14 @@ def test_manifest_describes_the_bundle(bundle):
     assert all(re.match(r"\d+\.\d+", text) for text in manifest["versions"].values())
     encoder = manifest["parts"][0]
     assert encoder["inputs"] == [
-        {"name": "x", "shape": ["batch", *SHAPE], "dtype": "float32", "value_range": [0.0, 1.0], "meaning": "examples"}
+        {
+            "name": "x",
+            "shape": ["batch", *SHAPE],
+            "dtype": "float32",
+            "value_range": [0.0, 1.0],
+            "meaning": "examples",
+            "missing": False,
+        }
     ]
     assert [(port["name"], port["shape"], port["value_range"]) for port in encoder["outputs"]] == [
         ("z_mean", ["batch", 3], None),
