@@ -53,11 +53,11 @@ class Likelihood(_Named):
     head = "linear"
     outputs = ("reconstruction",)
 
-    def reader(self, decoder):
-        """A function from the decoder's inputs and `training` to its outputs by name, `{"reconstruction": ...}`."""
+    def reader(self, decoder, names):
+        """A function from the decoder's inputs and `training` to its outputs by these names, `{"reconstruction": ...}`."""
         # A function, so that Keras doesn't track the decoder twice.
         return lambda inputs, training: dict(
-            zip(self.outputs, tf.nest.flatten(decoder(inputs, training=training)), strict=True)
+            zip(names, tf.nest.flatten(decoder(inputs, training=training)), strict=True)
         )
 
     def loss(self, x, outputs):
@@ -107,9 +107,9 @@ class Bernoulli(Likelihood):
     head = "sigmoid"
     score = "cross-entropy of x and its reconstruction r: -sum_i x_i ln r_i + (1 - x_i) ln(1 - r_i)", "nats"
 
-    def reader(self, decoder):
-        names, with_logits = ("reconstruction", "logits"), logits_decoder(decoder)
-        return lambda inputs, training: dict(zip(names, with_logits(inputs, training), strict=True))
+    def reader(self, decoder, names):
+        with_logits = logits_decoder(decoder)
+        return lambda inputs, training: dict(zip((names[0], "logits"), with_logits(inputs, training), strict=True))
 
     def loss(self, x, outputs):
         return losses.binary_crossentropy(x, outputs["logits"])

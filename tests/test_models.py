@@ -581,6 +581,25 @@ def test_functions_compute_what_the_methods_give(build, x):
         assert all(port.meaning for port in (*function.inputs, *function.outputs))
 
 
+def test_a_subclass_may_change_the_pass_and_name_the_outputs_of_its_decoder(x):
+    class Halved(models.Autoencoder):
+        reconstruction_names = ("reconstruction", "log_scale")
+
+        def forward(self, x, training):
+            z = 0.5 * self.encoder(x, training=training)
+            reconstruction, log_scale = self.decoder(z, training=training)
+            return {"z": z, "reconstruction": reconstruction, "log_scale": log_scale}
+
+    encoder = builders.undercomplete(x.shape[1:], latent_dim=4, hidden_units=(16,)).encoder
+    decoder = builders.variational(
+        x.shape[1:], latent_dim=4, hidden_units=(16,), likelihood="gaussian", variance="predicted"
+    ).decoder
+    model = Halved(encoder, decoder)
+    expected = decoder(0.5 * encoder(x))
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected[0], atol=1e-6)
+    assert list(model.reconstruct(model.encode(x), False)) == ["reconstruction", "log_scale"]
+
+
 @every_class
 def test_the_score_is_what_evaluate_logs(build, x):
     model = compiled(build)

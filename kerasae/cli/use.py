@@ -166,7 +166,7 @@ def reconstruct(model, out, **given):
 @shared.overwrite_option
 @shared.json_option
 def sample(model, out, num, seed, overwrite, as_json):
-    """Draw new examples from a variational MODEL and write them to OUT.
+    """Draw new examples from a MODEL with a prior, such as a variational one, and write them to OUT.
 
     OUT is an .npy file, a folder for PNG images, a .png file that shows all in a grid, or for a table a .csv or .parquet file.
     """
@@ -175,7 +175,8 @@ def sample(model, out, num, seed, overwrite, as_json):
         opened = opening.open_model(model)
         if opened.model.prior is None:
             raise ValueError(
-                f"{opened.title} can't make new examples: only variational autoencoders are trained to. (kerasae train variational)"
+                f"{opened.title} can't make new examples: only families with a prior are trained to, such as variational. "
+                "(kerasae train variational)"
             )
         made = opened.preparation.invert(opened.model.sample(num, seed=seed))
         if out.suffix == ".png":

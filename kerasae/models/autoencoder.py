@@ -80,7 +80,7 @@ class Autoencoder(Fitting):
         # Two streams: evaluating in the middle of training changes nothing of the training that follows.
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.evaluation_seed_generator = keras.random.SeedGenerator(seed)
-        self._read = self.likelihood.reader(decoder)
+        self._read = self.likelihood.reader(decoder, self.reconstruction_names)
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
         self._active_units = None
         if self.active_threshold is not None and self.code_size is not None:
@@ -195,7 +195,9 @@ class Autoencoder(Fitting):
 
     def call(self, x, training=False):
         x = self.arranged(x)
-        return (self.forward(x, training) if training else self.deterministic(x))["reconstruction"]
+        # Without a posterior `forward` has no noise outside of training, and is what a subclass may have changed.
+        outputs = self.forward(x, training) if training or self.posterior is None else self.deterministic(x)
+        return outputs["reconstruction"]
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
