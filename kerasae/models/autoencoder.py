@@ -226,9 +226,10 @@ class Autoencoder(Fitting):
 
     def _with_condition(self, z, condition, names):
         given = condition if isinstance(condition, (dict, list, tuple)) else [condition]
-        if condition is None or len(given) != len(names) - 1:
+        fits = set(given) == set(names[1:]) if isinstance(given, dict) else len(given) == len(names) - 1
+        if condition is None or not fits:
             raise ValueError(
-                f"This model's decoder takes a condition beside the code: pass `condition`, {names[1:]}. Received: {condition!r}"
+                f"This model's decoder takes a condition beside the code: pass `condition`, {names[1:]}. Received: {condition!r:.80}"
             )
         values = {names[0]: z, **given} if isinstance(given, dict) else [z, *given]
         return checks.inputs(

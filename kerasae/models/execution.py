@@ -46,7 +46,9 @@ _BATCH_HOOKS = (
 def plan(model, arguments):
     """`(jit_compile, steps_at_once)` for a call of `fit`; `KERAS_OWN` wherever something speaks against more.
 
-    A short fit is not worth compiling for; but it takes steps that an earlier one has compiled for the same plan and shapes.
+    A short fit is not worth compiling for; but it takes steps that an earlier one has compiled for the same plan and shapes. XLA rounds
+    otherwise and draws other noise: so that a model from a file continues bit for bit as the one that was saved, it knows what steps that
+    one had, and compiles them again.
 
     Args:
         model: `kerasae.models.Autoencoder`, compiled without a word on `jit_compile` and `steps_per_execution`.
@@ -56,7 +58,7 @@ def plan(model, arguments):
         return KERAS_OWN
     steps, batch_bytes = _size(arguments)
     is_short = steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS
-    if steps is None or (is_short and not model.compiled_steps.by_plan):
+    if steps is None or (is_short and not model.compiled_steps.served):
         return KERAS_OWN
     at_once = 1
     limited = arguments.get("steps_per_epoch") is not None
@@ -167,13 +169,14 @@ def _shapes(arguments):
         data = [
             (a.shape, a.dtype) for a in map(np.asarray, map(arguments.get, ("x", "y", "sample_weight"))) if a.ndim > 0
         ]
-    return [data, *(arguments.get(name) for name in names)]
+    return repr([data, *(arguments.get(name) for name in names)])
 
 
 class CompiledSteps:
     """The functions of training and validation that `fit` has made for a model, by plan, and how it takes them.
 
-    `by_plan` is `{plan: (train_function, test_function, [the shapes that they serve])}`.
+    `by_plan` is `{plan: (train_function, test_function)}`; `served` are `[jit_compile, steps_at_once, shapes]` of the calls that they took,
+    also of those before the model was saved.
     """
 
     def __init__(self, model):
@@ -185,11 +188,11 @@ class CompiledSteps:
         self.forget()
 
     def forget(self):
-        self.by_plan = {}
+        self.by_plan, self.served = {}, []
 
     def serve(self, plan, arguments):
-        """Whether a call of `fit` can run by a plan with what is compiled already."""
-        return plan in self.by_plan and _shapes(arguments) in self.by_plan[plan][2]
+        """Whether an earlier call of `fit` with such data has run by a plan."""
+        return [*plan, _shapes(arguments)] in self.served
 
     @contextlib.contextmanager
     def carried_out(self, plan, arguments):
@@ -198,8 +201,8 @@ class CompiledSteps:
         if plan == KERAS_OWN:
             yield fed_fit(model, arguments)
             return
-        by_plan, shapes = self.by_plan, _shapes(arguments)
-        train_function, test_function, served = by_plan.get(plan, (None, None, []))
+        by_plan, call = self.by_plan, [*plan, _shapes(arguments)]
+        train_function, test_function = by_plan.get(plan, (None, None))
         self._before = model.train_function, model.test_function, model.steps_per_execution
         model.train_function, model.test_function, model.steps_per_execution = (
             train_function,
@@ -217,9 +220,10 @@ class CompiledSteps:
             arguments = fed_fit(model, arguments)
         try:
             yield arguments
-            served = [*served, shapes] if shapes not in served else served
+            if by_plan is self.by_plan and call not in self.served:
+                self.served.append(call)
         finally:
-            by_plan[plan] = train_function if jit_compile else model.train_function, model.test_function, served
+            by_plan[plan] = train_function if jit_compile else model.train_function, model.test_function
             (model.train_function, model.test_function, model.steps_per_execution), self._before = self._before, None
 
     def trace_anew(self):

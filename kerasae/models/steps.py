@@ -146,13 +146,18 @@ class Steps(keras_internals.SymbolicBuild):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, "jit_compile": "auto"} if config and self._plans_execution else config
+        if not config or not self._plans_execution:
+            return config
+        return {**config, "jit_compile": "auto", "compiled_steps": self.compiled_steps.served}
 
     def compile_from_config(self, config):
+        served = config.get("compiled_steps", [])
+        config = {name: value for name, value in config.items() if name != "compiled_steps"}
         if type(self).compile is not Steps.compile:
             super().compile_from_config(config)
             return
         self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compiled_steps.served = [list(call) for call in served]
         self.optimizer.build(self.trainable_variables)
 
 
