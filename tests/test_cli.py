@@ -262,7 +262,7 @@ def test_images_come_out_as_images(trained, tmp_path):
     assert {"training", "latent_grid", "samples", "unit_kl"} <= set(result["figures"])
     assert all(Path(path).is_file() for path in result["figures"].values())
     undercomplete = "undercomplete-dense-digits"
-    assert "only variational" in call("sample", undercomplete, tmp_path / "no.npy", code=1)
+    assert "only families with a prior" in call("sample", undercomplete, tmp_path / "no.npy", code=1)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def expected(model, digits):
 
 
 def elbo(model, x):
-    terms = model.terms(x, model.forward(x, training=False, sample=False))
+    terms = model.terms(x, model.deterministic(x))
     return -(-terms["reconstruction_loss"] - terms["kl_loss"]).numpy()
 
 
