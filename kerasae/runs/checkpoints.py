@@ -91,6 +91,7 @@ class Progress:
 
 
 def saving(progress):
+    """A callback that saves the state of a run after each epoch, and stops one whose loss is no longer finite."""
     import keras
 
     class Saving(keras.callbacks.Callback):

@@ -54,6 +54,7 @@ _PHOTO_STEPS = """- A photo is turned as its camera says (EXIF), and what is tra
 
 
 def write(folder, detector, preparation, x):
+    """Writes the folder that runs a fitted detector without TensorFlow."""
     from kerasae import export
 
     folder.mkdir()

@@ -13,10 +13,12 @@ ROUNDING = 16
 
 
 def rounded(values):
+    """Values rounded to multiples of 1/16, so that slightly different float64 results give the same number."""
     return np.rint(values * ROUNDING) / ROUNDING
 
 
 def coder_model(name, *arguments, **options):
+    """A model of the entropy coder, by its name in constriction."""
     import constriction
 
     return getattr(constriction.stream.model, name)(*arguments, **options)
