@@ -106,6 +106,10 @@ class ContractiveAutoencoder(Autoencoder):
             z, contraction = self._encode_and_measure(x, training=training)
         return {"z": z, "contraction": contraction, **self.reconstruct(z, training)}
 
+    def call(self, x, training=False):
+        # A reconstruction needs no Jacobian.
+        return super().forward(self.arranged(x), training)["reconstruction"]
+
     def terms(self, x, outputs):
         return {**super().terms(x, outputs), "contraction_loss": outputs["contraction"]}
 
