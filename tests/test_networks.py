@@ -9,7 +9,7 @@ from keras import layers
 
 from kerasae import builders, networks, tasks
 from kerasae.registry import NETWORKS
-from kerasae.runs import recipes, training
+from kerasae.runs import recipes
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ def test_a_recipe_imports_the_module_that_registers_a_kind(tmp_path, monkeypatch
         measure=[],
     )
     with pytest.raises(ValueError, match="module 'kinds_of_mine' can't be imported.*PYTHONPATH"):
-        training.build(recipe, (8, 8, 1), 10)
+        recipes.build(recipe, (8, 8, 1), 10)
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        assert training.build(recipe, (8, 8, 1), 10).encoder.get_layer("hidden_1").units == 7
+        assert recipes.build(recipe, (8, 8, 1), 10).encoder.get_layer("hidden_1").units == 7
     finally:
         NETWORKS.remove("renamed")
     assert "modules" not in recipes.to_toml(recipe.model_copy(update={"modules": None}))
