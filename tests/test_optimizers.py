@@ -92,7 +92,7 @@ def test_one_optimiser_is_copied_and_several_are_taken_by_name():
     assert first is adam
     for name, other in zip(GROUPS[1:], others, strict=True):
         assert other is model.optimizer[name]
-        assert other.get_config() == {**adam.get_config(), "name": f"adam_{name}"} or "adam" in other.name
+        assert {**other.get_config(), "name": None} == {**adam.get_config(), "name": None}
         assert (other.beta_1, other.clipnorm) == (0.5, 1.0)
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
     given = {"discriminator": "sgd", "generator": keras.optimizers.Adam(schedule), "autoencoder": SGD(0.5)}
