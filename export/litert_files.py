@@ -45,7 +45,10 @@ def convert(part, function):
     except Exception as error:  # the converter fails in many ways
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         needed = [line.strip() for line in lines if "Flex ops:" in line]
+        way_out = "Replace those operations, or leave 'litert' out of `formats`."
+        if "TensorList" in str(error):  # what a loop over time keeps its steps in
+            way_out = "Recurrent layers are converted for a batch of one alone: pass batch_size=1 (--batch-size 1)."
+            lines, needed = ["its recurrent layers take a batch of any size"], []
         raise ExportError(
-            f"The {part.name} can't be converted to LiteRT: {'; '.join(needed) or lines[0]}. Replace those operations, "
-            "or leave 'litert' out of `formats`."
+            f"The {part.name} can't be converted to LiteRT: {'; '.join(needed) or lines[0]}. {way_out}"
         ) from error

@@ -63,6 +63,18 @@ class SymbolicBuild(keras.Model):
                 self._symbolic_build(data_batch=self.symbolic_batch())
 
 
+def know_inputs(model, inputs):
+    """Lets a model of a class of its own export without having been called: Keras takes the inputs from the first call's shapes."""
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    model._called = True
+    model._build_shapes_dict = {"input_shape": shapes if len(shapes) > 1 else shapes[0]}
+
+
+def is_saving_hdf5():
+    """Whether Keras writes its old format, which `keras.saving.save_model` does without asking the model's `save`."""
+    return bool(keras.src.backend.common.global_state.get_global_attribute("use_legacy_config", False))
+
+
 def clip_gradients(optimizer, gradients):
     """Gradients clipped as the optimiser would: on several replicas that has to happen after they are summed up."""
     return optimizer._clip_gradients(gradients)

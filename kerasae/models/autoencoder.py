@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from kerasae import checks, distributions, functions
 from kerasae.layers import TiedDense
+from kerasae.models.exits import Exits
 from kerasae.models.fitting import Fitting, is_array, predict
 from kerasae.models.steps import ActiveUnits
 from kerasae.networks import check_pair
@@ -16,7 +17,7 @@ __all__ = ["Autoencoder"]
 
 
 @keras.saving.register_keras_serializable("kerasae")
-class Autoencoder(Fitting):
+class Autoencoder(Fitting, Exits):
     """An autoencoder: minimises `E d(x, g(f(x)))` over an encoder f and a decoder g.
 
     Training and evaluation log `loss` and `reconstruction_loss`, the mean over examples of `d`, summed over features. The model is an
@@ -85,8 +86,7 @@ class Autoencoder(Fitting):
         self._active_units = None
         if self.active_threshold is not None and self.code_size is not None:
             self._active_units = ActiveUnits(self.code_size, self.active_threshold)
-        # Both networks are built. Without this, `.keras` files would lose the optimiser's state.
-        self.built = True
+        self.ready()
 
     # -- What a family defines ---------------------------------------------------------------------------------------------------------
 
@@ -193,6 +193,9 @@ class Autoencoder(Fitting):
             return checks.array(x, *shapes.values(), name=name, unit_interval=unit_interval, missing=self.takes_missing)
         return checks.inputs(x, shapes, name, unit_interval, self.takes_missing)
 
+    def call_inputs(self):
+        return self.encoder.inputs
+
     def call(self, x, training=False):
         x = self.arranged(x)
         # Without a posterior `forward` has no noise outside of training, and is what a subclass may have changed.
@@ -285,18 +288,3 @@ class Autoencoder(Fitting):
         }
         objects = {name: keras.saving.deserialize_keras_object(value) for name, value in serialized.items()}
         return cls(**{**config, **objects})
-
-    # Keras doesn't save the state of random seeds. Without it, training that goes on from a file would draw other noise.
-
-    def _seed_states(self):
-        return [v for v in self.variables if v.name == "seed_generator_state"]
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        for i, state in enumerate(self._seed_states()):
-            store[f"seed_state_{i}"] = state.numpy()
-
-    def load_own_variables(self, store):
-        for i, state in enumerate(self._seed_states()):
-            state.assign(np.asarray(store[f"seed_state_{i}"]))
-        super().load_own_variables({key: store[key] for key in store.keys() if not key.startswith("seed_state_")})

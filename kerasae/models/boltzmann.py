@@ -5,13 +5,13 @@ import inspect
 import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, keras_internals, losses
 from kerasae.layers import random_seed
-from kerasae.models import execution, fitting
+from kerasae.models import execution, exits, fitting
+from kerasae.models.exits import Exits
 from kerasae.models.stacks import one_layer_networks
 
 __all__ = ["RestrictedBoltzmannMachine"]
@@ -20,7 +20,7 @@ HIDDEN = ("binary", "gaussian")
 
 
 @keras.saving.register_keras_serializable("kerasae")
-class RestrictedBoltzmannMachine(keras.Model):
+class RestrictedBoltzmannMachine(Exits):
     """A restricted Boltzmann machine, trained by contrastive divergence (CD-k).
 
     `p(v, h) = exp(-E(v, h)) / Z` over binary visible units v and hidden units h, with the kernel W, the visible biases b and the hidden
@@ -95,7 +95,7 @@ class RestrictedBoltzmannMachine(keras.Model):
         self.hidden_bias = self.add_weight((self.hidden_dim,), "zeros", name="hidden_bias")
         self._reconstruction_tracker = keras.metrics.Mean(name="reconstruction_loss")
         self._free_energy_tracker = keras.metrics.Mean(name="free_energy")
-        self.built = True
+        self.ready()
 
     # -- The distribution: v is (batch, visible_dim), h is (batch, hidden_dim) -----------------------------------------
 
@@ -166,6 +166,9 @@ class RestrictedBoltzmannMachine(keras.Model):
             ops.mean(h_model - h, axis=0),
         ]
 
+    def call_inputs(self):
+        return [keras.KerasTensor((None, self.visible_dim), name="x")]
+
     def call(self, x):
         return self.visible_probabilities(self.hidden_means(x))
 
@@ -213,6 +216,7 @@ class RestrictedBoltzmannMachine(keras.Model):
             )
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         checks.batch_size(arguments)
+        exits.check_callbacks(execution.callbacks_of(arguments))
         arguments["x"] = self._check(arguments.get("x"))
         validation_data = arguments.get("validation_data")
         if validation_data is not None:
@@ -259,13 +263,3 @@ class RestrictedBoltzmannMachine(keras.Model):
     def get_config(self):
         names = ("visible_dim", "hidden_dim", "hidden", "gibbs_steps", "sample_visible", "weight_decay", "seed")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-    # Keras doesn't save the state of random seeds. Without it, continued training would draw other noise.
-
-    def save_own_variables(self, store):
-        super().save_own_variables(store)
-        store["seed_state"] = self.seed_generator.state.numpy()
-
-    def load_own_variables(self, store):
-        self.seed_generator.state.assign(np.asarray(store["seed_state"]))
-        super().load_own_variables({key: store[key] for key in store.keys() if key != "seed_state"})

@@ -62,12 +62,16 @@ def plan(model, arguments):
         return KERAS_OWN
     at_once = 1
     limited = arguments.get("steps_per_epoch") is not None
-    callbacks = arguments.get("callbacks") or []
-    callbacks = getattr(callbacks, "callbacks", callbacks)  # a CallbackList
-    if arguments.get("validation_steps") is None and not any(map(_watches_batches, tf.nest.flatten(callbacks))):
+    if arguments.get("validation_steps") is None and not any(map(_watches_batches, callbacks_of(arguments))):
         at_once = _steps_at_once(steps, batch_bytes, exactly=limited)
     planned = _is_compiled_by_xla(model), at_once
     return KERAS_OWN if is_short and not model.compiled_steps.serve(planned, arguments) else planned
+
+
+def callbacks_of(arguments):
+    """The callbacks of a call, one by one."""
+    callbacks = arguments.get("callbacks") or []
+    return tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))  # a CallbackList
 
 
 def is_distributed(model):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, keras_internals
-from kerasae.models import distribution, execution
+from kerasae.models import distribution, execution, exits
 from kerasae.models.steps import Steps
 
 
@@ -20,6 +20,7 @@ class Fitting(Steps):
     def fit(self, *args, **kwargs):
         distribution.check(self)
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        exits.check_callbacks(execution.callbacks_of(arguments))
         self._check_data(arguments)
         if arguments.get("validation_data") is not None and not is_batched(arguments["validation_data"]):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(arguments["validation_data"])
