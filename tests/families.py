@@ -134,3 +134,6 @@ def fast(chosen, rows):
 
 EVERY_ROW = list(FAMILIES)
 EVERY_CLASS = fast(CLASSES, FAMILIES)
+# For what the step and its base do alike for every family: one row for each way in which a step differs, with layers that have a state and
+# regularisers, second derivatives, noise and several outputs, several samples of each example.
+EVERY_STEP = fast({"undercomplete-own", "contractive-dense", "variational-dense", "incomplete-dense"}, FAMILIES)

@@ -11,6 +11,7 @@ from families import (
     CLASSES,
     EVERY_CLASS,
     EVERY_ROW,
+    EVERY_STEP,
     FAMILIES,
     INPUT_SHAPE,
     LATENT_DIM,
@@ -40,6 +41,7 @@ def build(request):
 
 every_row = pytest.mark.parametrize("build", EVERY_ROW, indirect=True)
 every_class = pytest.mark.parametrize("build", EVERY_CLASS, indirect=True)
+every_step = pytest.mark.parametrize("build", EVERY_STEP, indirect=True)
 
 
 def compiled(build, **kwargs):
@@ -96,7 +98,7 @@ def test_an_odd_last_batch_counts_by_its_examples(build, x):
         assert odd[name] == pytest.approx(whole[name], rel=1e-5), name
 
 
-@every_class
+@every_step
 def test_evaluation_is_repeatable_and_leaves_training_alone(build, x):
     model, undisturbed = compiled(build), compiled(build)
     fit(model, x)
@@ -107,7 +109,7 @@ def test_evaluation_is_repeatable_and_leaves_training_alone(build, x):
     assert_same_weights(model, undisturbed)
 
 
-@every_class
+@every_step
 def test_arrays_and_tf_data_give_the_same_model(build, x):
     arrays, dataset = compiled(build), compiled(build)
     fit(arrays, x)
@@ -115,7 +117,7 @@ def test_arrays_and_tf_data_give_the_same_model(build, x):
     assert_same_weights(arrays, dataset)
 
 
-@every_class
+@every_step
 def test_an_explicit_target_is_what_is_learnt(build, x):
     itself, explicit, other = compiled(build), compiled(build), compiled(build)
     fit(itself, x)
@@ -134,7 +136,7 @@ def test_sample_weights_scale_the_terms(build, x):
         assert doubled[name] == pytest.approx(2 * plain[name], rel=1e-5)
 
 
-@every_class
+@every_step
 def test_examples_of_weight_zero_are_not_learnt_from(build, x):
     if "own" in build.__name__ or getattr(build(), "average", None) == "batch":
         pytest.skip("batch normalisation and Ng's batch means are of every example, whatever its weight")
@@ -162,7 +164,7 @@ def test_keras_losses_and_metrics_keep_their_meaning(build, x):
         assert result["mae"] == pytest.approx(np.mean(np.abs(x - reconstruction)), rel=1e-4)
 
 
-@every_class
+@every_step
 def test_callbacks_see_every_batch_and_can_stop(build, x):
     class Count(keras.callbacks.Callback):
         batches = 0
@@ -183,7 +185,7 @@ def test_callbacks_see_every_batch_and_can_stop(build, x):
     [{"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}],
     ids=lambda options: next(iter(options)),
 )
-@every_class
+@every_step
 def test_execution_options_change_nothing(build, x, options):
     plain, other = compiled(build, jit_compile=False), compiled(build, **options)
     seeds = [state.numpy() for state in plain._seed_states()]
@@ -196,7 +198,7 @@ def test_execution_options_change_nothing(build, x, options):
 
 
 @pytest.mark.parametrize("clip", fast({"global_clipnorm"}, ["clipnorm", "global_clipnorm", "clipvalue"]))
-@every_class
+@every_step
 def test_gradient_clipping_bounds_the_step(build, x, clip):
     model = compiled(build, optimizer=keras.optimizers.SGD(1.0, **{clip: 1e-4}))
     before = [w.numpy() for w in model.trainable_weights]
@@ -237,7 +239,7 @@ def test_stop_save_load_and_go_on_as_if_nothing_had_happened(build, x, tmp_path)
     assert_same_weights(uninterrupted, loaded)
 
 
-@every_class
+@every_step
 def test_backup_and_restore_resumes_exactly(build, x, tmp_path):
     class Interrupt(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -261,7 +263,7 @@ def test_config_round_trip_builds_the_same_architecture(build):
     assert [w.shape for w in again.weights] == [w.shape for w in model.weights]
 
 
-@every_class
+@every_step
 def test_the_same_seed_gives_the_same_weights(build, x):
     a, b = compiled(build), compiled(build)
     for model in (a, b):
@@ -294,7 +296,7 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("bad", BAD_ARRAYS)
-@every_class
+@every_step
 def test_bad_data_is_refused_before_training(build, x, bad):
     spoil, message = BAD_ARRAYS[bad]
     model = compiled(build)
@@ -316,7 +318,7 @@ def test_bad_data_is_refused_before_training(build, x, bad):
             model.predict(spoil(x), verbose=0)
 
 
-@every_class
+@every_step
 def test_values_outside_the_unit_interval_are_refused_under_a_cross_entropy(build, x):
     model = compiled(build)
     if model.needs_unit_interval:
@@ -328,7 +330,7 @@ def test_values_outside_the_unit_interval_are_refused_under_a_cross_entropy(buil
         fit(model, x * 2 - 1)
 
 
-@every_class
+@every_step
 def test_bad_targets_weights_and_datasets_are_refused(build, x):
     model = compiled(build)
     with pytest.raises(ValueError, match="same number of examples. Received: 50 and 49"):
