@@ -2,10 +2,13 @@
 
 import contextlib
 import logging
+import math
 import re
 import warnings
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasae import keras_internals
 from kerasae.export.parts import ExportError, is_random
@@ -17,6 +20,8 @@ DEFAULT_OPSET = 21
 IR_VERSION = 10
 # tf2onnx writes opsets up to 18; newer ones are reached from 17 by onnx's own converter.
 _MAX_CONVERTED, _LIFTED_FROM = 18, 17
+# Constants from so many bytes on stay out of the conversion; a file that holds more than the second can't be written: protobuf's limit.
+_LARGE_BYTES, _MAX_BYTES = 2**20, 2**31 - 2**20
 
 _INSTEAD = {"Bitcast": "`keras.ops.argmax` and `argmin` are made of it, use `keras.ops.top_k(x, 1)`"}
 
@@ -35,12 +40,21 @@ def convert(part, function, opset, metadata):
 
     Raises:
         ExportError: where tf2onnx, onnx's version converter or its checker fail; names the part, and the operator if
-            it is one.
+            it is one. Where the file would be larger than ONNX's 2 GiB; names the size.
     """
     from onnx import version_converter
 
+    variables = function.get_concrete_function().variables
+    size = sum(_num_bytes(variable) for variable in variables)
+    if size > _MAX_BYTES:
+        raise ExportError(
+            f"The {part.name} holds {size / 2**30:.1f} GiB of constants, and an ONNX file takes at most 2. Make it smaller, or export with "
+            'formats=("saved_model",).'
+        )
+    constants = {}
+    if any(_num_bytes(variable) >= _LARGE_BYTES for variable in variables):
+        function, constants = _without_large_variables(part)
     model = _converted(part, function, opset if opset <= _MAX_CONVERTED else _LIFTED_FROM)
-    _inline_captured(model, function.get_concrete_function())
     if opset > _MAX_CONVERTED:
         try:
             model = version_converter.convert_version(model, opset)
@@ -48,15 +62,18 @@ def convert(part, function, opset, metadata):
             raise ExportError(
                 f"The {part.name} can't be lifted to ONNX opset {opset}: {error} Use one of at most {_MAX_CONVERTED}."
             ) from error
-    finish(model, part, metadata)
+    finish(model, part, metadata, {**_captured(function.get_concrete_function()), **constants})
     return model
 
 
-def finish(model, part, metadata):
-    """Gives a converted model its ports, names and documentation, and checks it."""
+def finish(model, part, metadata, constants=None):
+    """Gives a converted model its ports, names and documentation, and checks it; inputs of the names in `constants` become initializers."""
     import onnx
 
     model.ir_version = IR_VERSION
+    ports = [port for port in model.graph.input if port.name in (constants or ())]
+    for port in ports:
+        model.graph.input.remove(port)
     _set_ports(model.graph.input, part, part.inputs)
     _set_ports(model.graph.output, part, part.outputs)
     # Shapes of inner tensors are optional, and tf2onnx's have other names for the batch.
@@ -65,7 +82,12 @@ def finish(model, part, metadata):
     model.doc_string = model.graph.doc_string = f"{metadata['family']}, {part.name}: {part.meaning}."
     model.producer_name, model.producer_version = metadata["producer"], metadata["kerasae_version"]
     onnx.helper.set_model_props(model, {**metadata, "part": part.name})
+    # The checker copies a model several times, so it sees constants as inputs, without their values.
+    model.graph.input.extend(ports)
     _check(model, part)
+    for port in ports:
+        model.graph.input.remove(port)
+        _add_constant(model.graph, port.name, constants[port.name].numpy())
 
 
 def _converted(part, function, opset):
@@ -138,15 +160,63 @@ def _handlers():
     }
 
 
-def _inline_captured(model, concrete):
-    """Turns inputs that are really captured constants, such as `Normalization`'s mean, into initializers."""
-    from onnx import numpy_helper
+def _without_large_variables(part):
+    """A part as a traced `tf.function` that takes its large variables as further inputs, and these, `{name: variable}`.
 
-    placeholders = [tensor.name for tensor in concrete.inputs[len(concrete.inputs) - len(concrete.captured_inputs) :]]
-    captured = dict(zip(placeholders, concrete.captured_inputs, strict=True))
-    for port in [port for port in model.graph.input if port.name in captured]:
-        model.graph.initializer.append(numpy_helper.from_array(captured[port.name].numpy(), port.name))
-        model.graph.input.remove(port)
+    tf2onnx's optimiser takes some 40 times the size of the constants in a graph, and keeps it.
+    """
+
+    class Scope(keras.StatelessScope):
+        def __init__(self, inputs=None):
+            super().__init__()
+            self.read, self.inputs = {}, inputs or {}
+
+        def get_current_value(self, ref):
+            # tf2onnx knows a recurrent layer by the constants in its loop.
+            in_loop = hasattr(getattr(tf.compat.v1.get_default_graph(), "outer_graph", None), "outer_graph")
+            if not in_loop and _num_bytes(ref) >= _LARGE_BYTES:
+                self.read[id(ref)] = ref
+                return self.inputs.get(id(ref))
+            return super().get_current_value(ref)
+
+    with Scope() as scope:
+        part.traced()
+    large = {f"constant_{i}": variable for i, variable in enumerate(scope.read.values())}
+    specs = [tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in large.items()]
+
+    @tf.function(input_signature=[*(port.signature for port in part.inputs), *specs], autograph=False)
+    def function(*inputs):
+        count = len(part.inputs)
+        with Scope(dict(zip(scope.read, inputs[count:], strict=True))):
+            return {port.name: y for port, y in zip(part.outputs, part.compute(*inputs[:count]), strict=True)}
+
+    return function, large
+
+
+def _num_bytes(variable):
+    return math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
+
+
+def _captured(concrete):
+    """`{name: tensor}` of what a function captured besides variables, such as `Normalization`'s mean."""
+    placeholders = concrete.inputs[len(concrete.inputs) - len(concrete.captured_inputs) :]
+    return dict(zip([tensor.name for tensor in placeholders], concrete.captured_inputs, strict=True))
+
+
+def _add_constant(graph, name, values):
+    """Adds an initializer; one that is only transposed is stored as it is needed, as convolutions and quantisers want it."""
+    import onnx
+
+    nodes = [node for node in every_node(graph) if name in node.input]
+    if len(nodes) == 1 and nodes[0].op_type == "Transpose" and nodes[0] in graph.node:
+        (order,) = [list(attribute.ints) for attribute in nodes[0].attribute if attribute.name == "perm"] or [None]
+        name, values = nodes[0].output[0], np.transpose(values, order)
+        graph.node.remove(nodes[0])
+    # Filled in its place: every copy is as large as the constant.
+    tensor = graph.initializer.add(
+        name=name, dims=values.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    )
+    tensor.raw_data = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _set_ports(values, part, ports):

@@ -146,9 +146,12 @@ def inputs(values, shapes, name="x", unit_interval=False, missing=False):
     return arrays
 
 
-def memory(shape, dtype, what, copies=1):
-    """Raises, before any is made, if so many copies of an array would not fit into the free memory; `what` names the array."""
-    needed = copies * math.prod(shape) * np.dtype(dtype).itemsize
+def memory(shape, dtype, what, copies=1, more=0):
+    """Raises, before any is made, if so many copies of an array, and `more` bytes, would not fit into the free memory.
+
+    `what` names the array.
+    """
+    needed = copies * math.prod(shape) * np.dtype(dtype).itemsize + more
     try:
         import psutil
 

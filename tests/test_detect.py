@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_images
 
 from kerasae.cli.app import cli
 from kerasae.data import files, images
+from kerasae.runs import detector as detectors
 
 QUICK = ["--set", "epochs=1", "--set", "max_samples=100"]
 WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
@@ -286,3 +287,13 @@ def test_mistakes_are_said_at_the_door(arguments, code, message, tmp_path, monke
     before = set(tmp_path.rglob("*"))
     assert message in call(*arguments.split(), code=code)
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_memory_and_the_onnx_file_are_checked_before_training(monkeypatch):
+    with pytest.raises(ValueError, match=r"references of \(224, 224, 3\) take 2.2 GiB.*n_references=3[0-9]{3}"):
+        detectors._check_memory("photos", 4500, (224, 224, 3), 6400, None)
+    copies = []
+    monkeypatch.setattr(detectors.checks, "memory", lambda shape, _, __, number, more: copies.append(number))
+    detectors._check_memory("photos", 1000, (64, 64, 3), 500, 100)
+    detectors._check_memory("photos", 1000, (64, 64, 3), 500, None)
+    assert copies == [pytest.approx(2.5 + 1.25 + 0.7), pytest.approx(2.5 + 1.25 + 7.0)]

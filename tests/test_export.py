@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -498,6 +499,43 @@ def test_layers_of_other_kinds(make_hidden, tmp_path):
     from_tensorflow = tf.saved_model.load(str(tmp_path / "bundle/saved_model")).signatures["encode"](x=tf.constant(x))
     np.testing.assert_allclose(from_onnx, z, atol=1e-5 * np.abs(z).max())
     np.testing.assert_allclose(from_tensorflow["z"], z, atol=1e-6 * np.abs(z).max())
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize(
+    ("hidden", "shape", "stored", "operator"),
+    [
+        (lambda: [layers.Dense(600)], (500,), (500, 600), "MatMul"),
+        (lambda: [layers.Conv2D(180, 3, padding="same"), layers.Flatten()], (3, 2, 180), (180, 180, 3, 3), "Conv"),
+        (lambda: [layers.LSTM(280)], (3, 200), (1, 1120, 280), "LSTM"),
+    ],
+    ids=["dense", "conv", "lstm"],
+)
+def test_large_constants_stay_out_of_the_conversion(hidden, shape, stored, operator, tmp_path, monkeypatch):
+    """tf2onnx's optimiser takes some 40 times their size; they are stored once, as the operators want them."""
+    converted, own = [], onnx_files._converted
+    monkeypatch.setattr(onnx_files, "_converted", lambda *args: converted.append(own(*args)) or converted[-1])
+    monkeypatch.setattr(onnx_files, "_check", lambda model, part: sizes.append(model.ByteSize()))
+    sizes = []
+    encoder = keras.Sequential([keras.Input(shape), *hidden(), layers.Dense(2)])
+    decoder = keras.Sequential([keras.Input((2,)), layers.Dense(math.prod(shape)), layers.Reshape(shape)])
+    model = Autoencoder(encoder, decoder)
+    export(model, tmp_path / "bundle", ["onnx"])
+    if operator != "LSTM":  # a recurrent layer is known by its constants
+        assert max(model.ByteSize() for model in converted) < 200_000
+        assert max(sizes) < 200_000
+    file = onnx.load(tmp_path / "bundle/encoder.onnx")
+    (name,) = [tensor.name for tensor in file.graph.initializer if list(tensor.dims) == list(stored)]
+    assert [node.op_type for node in file.graph.node if name in node.input] == [operator]
+    onnx.checker.check_model(file, full_check=True)
+    x = np.random.default_rng(4).random((5, *shape), dtype="float32")
+    np.testing.assert_allclose(run_onnx(tmp_path / "bundle/encoder.onnx", x)[0], model.encode(x), atol=1e-5)
+
+
+def test_what_no_onnx_file_can_hold_is_refused_by_its_size(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_MAX_BYTES", 1000)
+    with pytest.raises(ExportError, match=r"encoder holds .* GiB of constants, and an ONNX file takes at most 2"):
+        export(vae, tmp_path / "bundle", ["onnx"])
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -66,7 +66,7 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
                 options["contamination"] = contamination
             from kerasae.runs import detector
 
-            limit = {name: options[name] for name in ("max_samples",) if name in options}
+            limit = {name: options[name] for name in ("max_samples", "n_references") if name in options}
             given = detector.examples(data, anomalies, test_fraction, seed, **limit, **reading)
             shared.import_keras()
             from kerasae import export

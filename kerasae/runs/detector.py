@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import math
 import pickle
 import time
 from importlib.metadata import version
@@ -17,7 +18,11 @@ _logger = logging.getLogger(__name__)
 
 _IMAGE_SIZE = (64, 64)  # where the photos have none in common
 _ROWS_AT_ONCE = 256
-_MAX_SAMPLES = 6400  # the default of tasks.AnomalyDetector, which can't be asked before TensorFlow is imported
+# Defaults of tasks.AnomalyDetector, which can't be asked before TensorFlow is imported; the references of images and of tables.
+_MAX_SAMPLES, _NUM_REFERENCES = 6400, (4000, 20_000)
+# What fitting and exporting take at most: copies of the training examples, of an epoch's rows and of the references; and TensorFlow.
+_COPIES, _BASE_BYTES = (2.5, 2.5, 7.0), 800 * 2**20
+_MAX_ONNX_BYTES = 2**31
 _NUM_SHOWN = 10
 _HELD_OUT, _KNOWN = "held out", "known anomaly"
 
@@ -34,7 +39,7 @@ class Examples:
     seed: int
 
 
-def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_SAMPLES, **reading):
+def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_SAMPLES, n_references=None, **reading):
     """Reads and splits what a detector is to be fitted to.
 
     Args:
@@ -42,7 +47,7 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
         anomalies: path of known ones, or None.
         test_fraction: share of `data` that is held out, to count false alarms on.
         seed: of the split and of the detector.
-        max_samples: the detector's, for an estimate of the memory that it will take.
+        max_samples, n_references: the detector's, for an estimate of the memory that it will take.
         **reading: options of `kerasae.data.files.read`.
 
     Returns:
@@ -59,12 +64,26 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
     if anomalies is not None:
         known = files.read(anomalies, like=preparation, skip_unreadable=reading.get("skip_unreadable", False))
         groups[_KNOWN] = (preparation.apply(known.values), _names(known, np.arange(len(known.values))))
-    # What is fitted to is there scaled, prepared and as a tensor; few examples are repeated.
-    num = max(len(train), checks.positive_int(max_samples, "max_samples"))
-    checks.memory((num, *preparation.shape), "float32", f"Fitting to {data}", copies=3)
+    _check_memory(data, len(train), preparation.shape, checks.positive_int(max_samples, "max_samples"), n_references)
     x_train = preparation.apply(read.values[train])
     _logger.info("%s: %s; %d to fit, %d held out", Path(data).name, preparation.describe(), len(train), len(test))
     return Examples(data, read, preparation, x_train, groups, seed)
+
+
+def _check_memory(data, num_train, shape, max_samples, n_references):
+    """Raises where fitting and exporting would not fit into the free memory, or the references not into an ONNX file."""
+    if n_references is None:
+        n_references = _NUM_REFERENCES[len(shape) == 1]
+    n_references = min(checks.positive_int(n_references, "n_references"), num_train)
+    row = 4 * math.prod(shape)
+    if n_references * row >= _MAX_ONNX_BYTES:
+        raise ValueError(
+            f"{n_references:,} references of {tuple(shape)} take {n_references * row / 2**30:.1f} GiB, and an ONNX file holds at most 2. "
+            f"Take smaller images (--image-size), or --set n_references={_MAX_ONNX_BYTES // row * 9 // 10}."
+        )
+    rows = zip(_COPIES, (num_train, max_samples, n_references), strict=True)
+    copies = sum(copies * num for copies, num in rows) / num_train
+    checks.memory((num_train, *shape), "float32", f"Fitting to {data}", copies, _BASE_BYTES)
 
 
 def check_options(options):
