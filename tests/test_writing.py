@@ -1,8 +1,10 @@
 """What is written whole or not at all, and hashes."""
 
 import hashlib
+import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +75,7 @@ def test_folder(tmp_path, place):
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "old").touch()
-    with writing.folder(tmp_path / place, replace=place == "full") as new:
+    with writing.folder(tmp_path / place, (lambda _: ["old"]) if place == "full" else None) as new:
         (new / "a").write_text("1")
         (new.parent / "meanwhile").write_text("goes")
     assert content(tmp_path / place) == {"a": "1"}
@@ -85,10 +87,10 @@ def test_bad_folders(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("kept")
     monkeypatch.chdir(tmp_path)
     for path, replace, message in [
-        (tmp_path, False, "is or holds the current one"),
-        (tmp_path.parent, True, "is or holds the current one"),
-        ("file", True, "is a file"),
-        ("file/sub", True, "Can't write into .*Choose another folder"),
+        (tmp_path, None, "is or holds the current one"),
+        (tmp_path.parent, os.listdir, "is or holds the current one"),
+        ("file", os.listdir, "is a file"),
+        ("file/sub", os.listdir, "Can't write into .*Choose another folder"),
     ]:
         with pytest.raises(ValueError, match=message), writing.folder(path, replace):
             pytest.fail("the block must not run")
@@ -98,14 +100,19 @@ def test_bad_folders(tmp_path, monkeypatch):
     assert content(tmp_path) == {"file": "kept"}
 
 
+def ours(folder):
+    return ["a", "figures/b", "gone"]
+
+
 def write_folder(path):
-    with writing.folder(path, replace=True) as new:
+    with writing.folder(path, ours) as new:
         (new / "a").write_text("new")
 
 
 def write_together(path):
-    with writing.together(path) as new:
-        for name in ("a", "b", "c"):
+    with writing.together(path, ours) as new:
+        (new / "figures").mkdir()
+        for name in ("a", "figures/b", "c"):
             (new / name).write_text("new")
 
 
@@ -121,7 +128,7 @@ def test_an_error_keeps_the_folder(tmp_path, monkeypatch, write):
             write(folder)
     assert content(tmp_path) == before
     with monkeypatch.context() as patch:  # as the last is moved in
-        failing_rename(patch, lambda path, target: path.name == "new" or (path.parent.name, path.name) == ("new", "c"))
+        failing_rename(patch, lambda path, target: path.parent.name == "new" and path.name in ("folder", "figures"))
         with pytest.raises(OSError, match="disk error"):
             write(folder)
     assert content(tmp_path) == before
@@ -143,7 +150,7 @@ def test_what_cant_be_put_back_is_kept(tmp_path, monkeypatch):
 def test_together(tmp_path):
     folder = tmp_path / "folder"
     for i in range(2):
-        with writing.together(folder) as new:
+        with writing.together(folder, lambda _: ["a", "b/0"]) as new:
             assert new.stat().st_dev == tmp_path.stat().st_dev
             (new / "a").write_text(f"a{i}")
             (new / "b").mkdir()
@@ -151,6 +158,127 @@ def test_together(tmp_path):
         if i == 0:
             (folder / "other").write_text("stays")
     assert content(tmp_path) == {"folder/a": "a1", "folder/b/1": "b", "folder/other": "stays"}
+
+
+def test_what_was_not_written_here_is_not_replaced(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "figures").mkdir(parents=True)
+    for name in ("a", "figures/b", "figures/theirs", "theirs"):
+        (folder / name).write_text("kept")
+    (folder / ".DS_Store").touch()  # nobody's
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="would be lost: figures/theirs, theirs. Move it elsewhere"):
+        write_folder(folder)
+    (folder / "c").write_text("theirs")
+    with pytest.raises(FileExistsError, match="was not written there by the same command: c. Move it elsewhere"):
+        write_together(folder)
+    (folder / "c").unlink()
+    assert content(tmp_path) == before
+    write_together(folder)
+    new = {f"folder/{name}": "new" for name in ("a", "figures/b", "c")}
+    assert content(tmp_path) == before | new
+    (folder / "c").rename(folder / "figures" / "c")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(folder / "figures", tmp_path / "elsewhere" / "figures")
+    (folder / "figures").symlink_to(tmp_path / "elsewhere" / "figures")
+    with pytest.raises(FileExistsError, match="same command: figures"):  # not through a link
+        write_together(folder)
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("old")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "file").symlink_to("folder/a")
+    write_folder(tmp_path / "link")
+    assert content(tmp_path / "link") == {"a": "new"}
+    with writing.file(tmp_path / "file") as beside:
+        beside.write_text("newer")
+    assert content(tmp_path / "folder") == {"a": "newer"}
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+
+
+def killed_at(step, function, *arguments):
+    """Runs a function in a process that dies before its `step`-th renaming; tells whether it did."""
+    process = os.fork()
+    if process == 0:
+        try:
+            steps = iter(range(step))
+            rename = Path.rename
+            Path.rename = lambda path, target: os._exit(9) if next(steps, None) is None else rename(path, target)
+            function(*arguments)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to kill")
+@pytest.mark.parametrize("write", [write_folder, write_together])
+def test_a_process_killed_between_two_moves(tmp_path, write):
+    whole = {}
+    for step in itertools.count():
+        folder = tmp_path / str(step) / "folder"
+        (folder / "figures").mkdir(parents=True)
+        for name in ("a", "figures/b", "gone"):
+            (folder / name).write_text("old")
+        old = content(folder)
+        was_killed = killed_at(step, write, folder)
+        assert bool(list(folder.parent.rglob(".new-*"))) == was_killed
+        writing.recover(folder)
+        assert os.listdir(folder.parent) == ["folder"]
+        whole[step] = content(folder)
+        if not was_killed:
+            break
+        write(folder)  # and the next one goes well
+        assert set(content(folder).values()) == {"new"}
+    assert step >= 3
+    new = whole.pop(step)
+    assert set(new.values()) == {"new"}
+    assert all(found in (old, new) for found in whole.values())
+    assert old in whole.values()
+    assert new in whole.values()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to kill")
+def test_what_killed_processes_were_preparing_goes(tmp_path):
+    def die():
+        with writing.file(tmp_path / "a") as beside:
+            beside.write_text("half")
+            with writing.together(tmp_path), writing.folder(tmp_path / "b"):
+                Path("x").rename("y")
+
+    assert killed_at(0, die)
+    assert len(list(tmp_path.glob(".new-*"))) == 3
+    (tmp_path / ".new-ours").touch()  # a person's
+    with writing.file(tmp_path / "c") as alive:
+        alive.touch()
+        writing.recover(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {".new-ours", alive.name}
+
+
+def test_what_comes_meanwhile_is_not_replaced(tmp_path):
+    """Where a process was killed with the old contents aside, and somebody has put other ones there since."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    assert killed_at(2, write_folder, folder)
+    folder.mkdir()
+    (folder / "b").write_text("theirs")
+    before = content(tmp_path)
+    writing.recover(folder)
+    assert content(tmp_path) == before
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    with (
+        writing.locked(tmp_path, "training"),
+        pytest.raises(OSError, match="Another process is training in"),
+        writing.locked(tmp_path, "training"),
+    ):
+        pytest.fail("the block must not run")
+    with writing.locked(tmp_path, "training"):
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cant_be_written(tmp_path):
