@@ -75,7 +75,7 @@ def export(
             standard normal. For a model with several inputs both are a list, or a dict by the inputs' names; the first input is called
             `x` in the bundle, the others keep their names.
         tolerance: of the check, at least 0, relative to the largest value; LiteRT is allowed 10 times as much.
-        replace: whether what `folder` holds is replaced, once the new bundle is ready.
+        replace: whether a bundle that `folder` holds, and nothing else, is replaced, once the new one is ready.
 
     Returns:
         The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `preprocessing`, `score` (its
@@ -85,7 +85,7 @@ def export(
 
     Raises:
         ValueError: before any work, on a model of another kind, an unknown format or opset, examples that don't fit,
-            a package that is missing, and a folder that can't be written or, without `replace`, is not empty.
+            a package that is missing, and a folder that can't be written or holds anything but, with `replace`, a bundle.
         ExportError: where a part can't be converted, does not run without Keras, or computes something else; it names
             the part and by how much. What was in `folder` is as it was.
 
@@ -133,7 +133,7 @@ def export(
         examples = parity.check_examples(given, encoder)
         many_examples = examples if given is None else _spread(given)
     try:
-        with writing.folder(folder, replace) as bundle:
+        with writing.folder(folder, runtime.files_of if replace else None) as bundle:
             original = model
             model, policies = (original, []) if is_estimator else in_float32(original)
             parts = parts_as_asked(model)

@@ -78,6 +78,14 @@ class Bundle:
         return OnnxFunction(self.read(self.entry(part)["onnx"]["file"]), **options)
 
 
+def files_of(folder):
+    """Names of the files of the bundle in a folder; none where there is none."""
+    try:
+        return {"manifest.json", *Bundle(folder).manifest["files"]}
+    except ValueError:
+        return set()
+
+
 class OnnxFunction:
     """An ONNX file as a function with named inputs and outputs, all of which begin with the batch.
 

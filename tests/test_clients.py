@@ -413,6 +413,7 @@ def test_without_npm_the_page_says_what_to_do(model, tmp_path, monkeypatch):
 def test_a_full_disk_leaves_the_earlier_page(model, runtime, tmp_path, monkeypatch):
     (tmp_path / "page").mkdir()
     (tmp_path / "page/index.html").write_text("earlier")
+    (tmp_path / "page/page.json").write_text("{}")
     copyfile = shutil.copyfile
 
     def full(source, target, **kwargs):

@@ -576,18 +576,21 @@ def test_integer_images(tmp_path):
 # -- What fails leaves everything as it was ----------------------------------------------------------------------
 
 
+EARLIER = json.dumps({"format": "kerasae-bundle", "format_version": 1, "parts": [], "files": {}})
+
+
 @pytest.fixture
 def earlier(tmp_path):
-    """A folder with something in it, and its content."""
+    """A folder with a bundle in it."""
     folder = tmp_path / "bundle"
     folder.mkdir()
-    (folder / "manifest.json").write_text("earlier")
+    (folder / "manifest.json").write_text(EARLIER)
     return folder
 
 
 def assert_untouched(folder):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("manifest.json", "earlier")]
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("manifest.json", EARLIER)]
 
 
 def tamper(monkeypatch, part="decoder"):
@@ -699,6 +702,17 @@ def test_replace(earlier):
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_only_a_bundle_is_replaced(earlier):
+    (earlier / "notes.txt").write_text("kept")
+    with pytest.raises(ValueError, match=r"would be lost: notes.txt. Move it elsewhere"):
+        export(build(), earlier, ["onnx"], replace=True)
+    (earlier / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"would be lost: manifest.json, notes.txt"):
+        export(build(), earlier, ["onnx"], replace=True)
+    assert (earlier / "notes.txt").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_new_parents_and_empty_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "new" / "deeper"):
@@ -712,7 +726,7 @@ def test_previous_bundle_is_put_back_if_the_move_fails(earlier, monkeypatch):
     rename = Path.rename
 
     def fails(path, target):
-        if path.name == "new" and target == earlier.resolve():
+        if path.parent.name == "new" and target == earlier.resolve():
             raise OSError("disk error")
         return rename(path, target)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from kerasae import checks, writing
+from kerasae import checks, runtime, writing
 from kerasae.export.bundle import export
 from kerasae.export.parts import ExportError
 
@@ -34,11 +34,11 @@ def page(model, folder, *, denoiser=None, runtime=None, x=None, title=None, repl
         x: real examples, `(n, *input_shape)`: what the score of a drawing is compared with, and the range of codes that
             can be pointed at. Default: no comparison, codes from -3 to 3.
         title: of the page. Default: the model's name.
-        replace: whether what `folder` holds is replaced, once the new page is ready.
+        replace: whether a page that `folder` holds, and nothing else, is replaced, once the new one is ready.
 
     Raises:
         ValueError: before any work, on a model that is not one of such images, a `runtime` without the files, where npm
-            is needed and missing, and on a folder that can't be written or, without `replace`, is not empty.
+            is needed and missing, and on a folder that can't be written or holds anything but, with `replace`, a page.
         ExportError: where the package can't be fetched, and as `export`.
 
     Example:
@@ -65,7 +65,7 @@ def page(model, folder, *, denoiser=None, runtime=None, x=None, title=None, repl
     if x is not None:
         x = checks.array(x, model.encoder.inputs[0].shape[1:], name="x")
     try:
-        with writing.folder(folder, replace) as new:
+        with writing.folder(folder, _files_of if replace else None) as new:
             if runtime is None:
                 runtime = _fetch_runtime(new.parent)
             shutil.copytree(_PAGE, new, dirs_exist_ok=True)
@@ -80,6 +80,14 @@ def page(model, folder, *, denoiser=None, runtime=None, x=None, title=None, repl
     except OSError as error:
         raise ExportError(f"The page could not be written, and {folder} is as it was: {error}") from error
     _logger.info("Wrote %s", folder)
+
+
+def _files_of(folder):
+    """Names of the files of the page in a folder; none where there is none."""
+    if not (folder / "page.json").is_file():
+        return set()
+    bundles = {f"{name}/{file}" for name in ("model", "denoiser") for file in runtime.files_of(folder / name)}
+    return {"page.json", *writing.held(_PAGE), *(f"ort/{name}" for name in _RUNTIME_FILES)} | bundles
 
 
 def _image_shape(model, name):

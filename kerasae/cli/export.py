@@ -26,7 +26,7 @@ _ARRAY = click.Path(exists=True, dir_okay=False)
 @click.option("--page", is_flag=True, help="Write a web page to draw on instead; any web server can host FOLDER.")
 @click.option("--denoiser", help="With --page: another model that denoises, a zoo id or a .keras file.")
 @click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: fetched by npm.")
-@click.option("--replace", is_flag=True, help="Replace what is in FOLDER.")
+@click.option("--replace", is_flag=True, help="Replace the bundle or page in FOLDER.")
 def export_command(model, folder, page, denoiser, runtime, replace, **options):
     """Export MODEL to FOLDER as SavedModel and ONNX, and check that the files compute what the model computes.
 
