@@ -4,6 +4,7 @@ A release of either may change these names: then this is the one file to mend. `
 """
 
 import contextlib
+import io
 
 import keras
 import tensorflow as tf
@@ -78,6 +79,17 @@ def is_saving_hdf5():
 def clip_gradients(optimizer, gradients):
     """Gradients clipped as the optimiser would: on several replicas that has to happen after they are summed up."""
     return optimizer._clip_gradients(gradients)
+
+
+def weights_file(model):
+    """The bytes of what `model.save_weights` writes: HDF5 on a full disk ends the process by a signal, and Keras only saves to paths."""
+    from keras.src.saving import saving_lib
+
+    content = io.BytesIO()
+    store = saving_lib.H5IOStore(content, mode="w")
+    saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
+    store.close()
+    return content.getbuffer()
 
 
 def has_several_workers(strategy):

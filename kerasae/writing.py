@@ -6,6 +6,7 @@ Only what was written here is ever replaced: callers tell which files those are,
 """
 
 import contextlib
+import errno
 import filecmp
 import functools
 import hashlib
@@ -47,8 +48,9 @@ def file(path):
     recover(path.parent)
     beside = _beside(path.parent, path.name)
     try:
-        yield beside
-        os.replace(beside, path)
+        with _full_disk_said(path):
+            yield beside
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -189,6 +191,13 @@ def writable(folder, instead="folder"):
     return folder
 
 
+def check_regular(path):
+    """Raises `ValueError` on a pipe or device, which would be waited on for ever, or could be read only once."""
+    if Path(path).exists() and not Path(path).is_file():
+        what = "a folder" if Path(path).is_dir() else "a pipe or device"
+        raise ValueError(f"{path} must be a file, and is {what}. Write what comes from a pipe to a file first.")
+
+
 def held(folder):
     """Names of the files in a folder, relative to it, sorted; without those that file managers leave, or that are being prepared."""
     folder = Path(folder)
@@ -212,6 +221,18 @@ def sha256(*contents):
         else:
             digest.update(content.astype(content.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _full_disk_said(path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"{path} could not be written, and is as it was: {error.strerror}. Make room, and try again."
+        ) from error
 
 
 def _some(names, most=5):
@@ -287,7 +308,8 @@ def _prepared(room, name=""):
     outer = _beside(room, name)
     outer.mkdir()
     try:
-        yield outer
+        with _full_disk_said(room / name):
+            yield outer
     finally:
         if not any((outer / "old").glob("*")):
             shutil.rmtree(outer, ignore_errors=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +18,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kerasae
+from kerasae import writing
 from kerasae.cli.app import cli
 from kerasae.data import files
-from kerasae.runs import examples, recipes
+from kerasae.runs import checkpoints, examples, recipes
 
 
 def run(*arguments, cwd, **kwargs):
@@ -32,7 +34,9 @@ def quickstart(tmp_path_factory):
     """A quickstart run twice into the same folder, with few epochs the second time."""
     cwd = tmp_path_factory.mktemp("quickstart")
     first = run("quickstart", cwd=cwd)
-    again = run("quickstart", "--epochs", "1", cwd=cwd)
+    refused = run("quickstart", "--epochs", "1", cwd=cwd)
+    assert "is not empty. Choose another folder, or --overwrite" in refused.stderr
+    again = run("quickstart", "--epochs", "1", "--overwrite", cwd=cwd)
     return cwd / "kerasae-quickstart", first, again
 
 
@@ -367,8 +371,11 @@ def test_the_data_decide_what_nobody_said(tmp_path):
 
 
 class Stop(keras.callbacks.Callback):
+    def __init__(self, epoch=1):
+        self.epoch = epoch
+
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 1:
+        if epoch == self.epoch:
             raise KeyboardInterrupt
 
 
@@ -389,6 +396,13 @@ def test_a_stopped_run_goes_on_with_the_same_data(tmp_path, monkeypatch):
     assert "--resume goes on with it" in call(*train, code=1)
     assert "is not finished" in call("evaluate", "run", code=1)
     assert "training.epochs was 2 and is 3" in call(*train, "--epochs", 3, "--resume", code=1)
+    # what can't be trained does not cost the run that is there
+    for wrong in (["--set", "betta=2"], ["--set", "latent_dim=a"], ["--data", "missing.csv"], ["--drop", "d"]):
+        call(*train, "--overwrite", *wrong, code=2 if "betta=2" in wrong else 1)
+    with writing.locked("run", "training"):
+        for how in ("--overwrite", "--resume"):
+            assert "Another process is training in run" in call(*train, how, code=1)
+    assert list(Path("run/.checkpoint").glob("epoch-1.*"))
     content = Path("table.csv").read_bytes()
     write_table(tmp_path / "table.csv", ["a", "b", "c"], seed=5)
     assert "have changed since the run" in call("train", "--resume", "--folder", "run", code=1)
@@ -400,8 +414,124 @@ def test_a_stopped_run_goes_on_with_the_same_data(tmp_path, monkeypatch):
     # finished: --resume has nothing to do, and without --overwrite nothing is trained over it
     assert json.loads(call("train", "--resume", "--folder", "run", "--json"))["model"] == result["model"]
     assert "holds a finished run" in call(*train, code=1)
+    Path("run/figures/mine.png").write_text("kept")
+    Path("run/notes.txt").write_text("kept")
+    Path("run/figures/samples.png").touch()  # that this family has not
     call(*train, "--overwrite", "--epochs", "1")
     assert len(json.loads(Path("run/history.json").read_text())["loss"]) == 1
+    assert Path("run/notes.txt").read_text() == Path("run/figures/mine.png").read_text() == "kept"
+    assert not Path("run/figures/samples.png").exists()
+
+
+def test_a_damaged_checkpoint_goes_on_from_the_state_before(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "table.csv", ["a", "b", "c"])
+    train = ["train", "undercomplete", "--data", "table.csv", "--hidden-units", 8, "--epochs", 4]
+    fit = kerasae.models.Autoencoder.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            kerasae.models.Autoencoder,
+            "fit",
+            lambda self, *args, callbacks, **kwargs: fit(self, *args, callbacks=[*callbacks, Stop(3)], **kwargs),
+        )
+        CliRunner().invoke(cli, [str(a) for a in [*train, "--folder", "run"]])
+    state = Path("run/.checkpoint")
+    assert sorted(p.name for p in state.glob("epoch-*")) == ["epoch-2.weights.h5", "epoch-3.weights.h5"]
+    shutil.copytree("run", "all")
+    call(*train, "--folder", "whole")
+    (state / "epoch-3.weights.h5").write_bytes((state / "epoch-3.weights.h5").read_bytes()[:3000])
+    (state / "history.json").write_text('{"history"')
+    (state / "run.json").write_text("{")
+    assert "run.json, which tells what the run is of, is damaged" in call(
+        "train", "--resume", "--folder", "run", code=1
+    )
+    result = json.loads(call(*train, "--folder", "run", "--resume", "--json"))
+    assert result["training"]["epochs_in_this_process"] == 2
+    assert "epoch-3.weights.h5 can't be loaded" in caplog.text
+    assert "the curves of the first 2 epochs are lost" in caplog.text
+    loss, expected = (json.loads(Path(run, "history.json").read_text())["loss"] for run in ("run", "whole"))
+    assert loss[2:] == pytest.approx(expected[2:], rel=0.01)  # in another order
+    assert np.isnan(loss[:2]).all()
+    for path in Path("all/.checkpoint").glob("epoch-*"):
+        path.write_text("damaged")
+    assert "To start this run again from the first epoch, remove" in call(
+        "train", "--resume", "--folder", "all", code=1
+    )
+
+
+def test_a_full_disk_is_said(trained, tmp_path):
+    """As a limit on the size of files: HDF5 and memory maps end the process by a signal where the disk is full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = kerasae.builders.undercomplete((28, 28, 1), latent_dim=2)
+    checkpoints.save_weights(model, tmp_path / "epoch-1.weights.h5")
+    before = held(tmp_path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with pytest.raises(OSError, match=r"epoch-1.weights.h5 could not be written, and is as it was: File too large"):
+            checkpoints.save_weights(model, tmp_path / "epoch-1.weights.h5")
+        assert "x.npy could not be written" in call(
+            "sample", trained[0] / "digits", tmp_path / "x.npy", "--num", 999, code=1
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert held(tmp_path) == before
+    model.load_weights(tmp_path / "epoch-1.weights.h5")
+
+
+def test_a_pipe_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.csv", "x.npy", "x.png", "r.toml"):
+        os.mkfifo(name)
+    for command in (
+        "train linear --data x.csv --folder run",
+        "train r.toml --folder run",
+        "detect fit x.npy --folder run",
+        "detect fit x.png --folder run",
+        "export variational-dense-digits bundle --examples x.npy",
+    ):
+        assert "is a pipe or device. Write what comes" in call(*command.split(), code=1), command
+
+
+def held(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_only_what_a_command_wrote_is_overwritten(trained, tmp_path, monkeypatch):
+    root, _ = trained
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(root / "digits", "run")
+    for name in ("photos/figures", "photos/1", "out"):
+        Path(name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), i).save(f"{name}/{i:05}.png")
+    np.save("x.npy", np.zeros((20, 8, 8, 1), "float32"))
+    write_table(tmp_path / "table.csv", ["a", "b", "c"])
+    before = held(tmp_path)
+    for command, message in {
+        "train linear --data run/figures --folder run": "run is, or holds,",
+        "train linear --data table.csv --folder photos": "holds no run, but 1/00000.png",
+        "detect fit table.csv --folder photos": "holds nothing that this command wrote",
+        "detect fit photos --folder photos/detector": "lies in photos",
+        "quickstart --folder run": "holds nothing that this command wrote",
+        "figures run --folder photos": "holds nothing that this command wrote",
+        "figures run --data run/figures --folder run/figures": "is, or holds, run/figures",
+        "reconstruct run photos photos": "holds nothing that this command wrote",
+        "reconstruct run x.npy x.npy": "is, or holds, x.npy",
+        "encode run x.npy ./x.npy": "is, or holds, x.npy",
+        "sample run out": "holds nothing that this command wrote",
+    }.items():
+        assert message in call(*command.split(), "--overwrite", code=1), command
+    assert "photos/run lies in" in call(*"train linear --data photos --folder photos/run".split(), code=1)
+    assert "another recipe: " in call("zoo", "train", "variational-dense-digits", "--folder", run, code=1)
+    assert held(tmp_path) == before
+    # images that it made are replaced, others stay
+    call("sample", run, "made", "--num", 5)
+    Path("out/00003.png").rename("made/mine.png")
+    call("sample", run, "made", "--num", 2, "--overwrite")
+    assert {p.name for p in Path("made").iterdir()} == {"00000.png", "00001.png", "mine.png"}
+    Path("made/mine.png").rename("made/00001.png")
+    assert "same command: 00001.png" in call("sample", run, "made", "--num", 2, "--overwrite", code=1)
 
 
 @pytest.mark.slow

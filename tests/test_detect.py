@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_images
 
 from kerasae.cli.app import cli
 from kerasae.data import files, images
+from kerasae.runs import checkpoints
 from kerasae.runs import detector as detectors
 
 QUICK = ["--set", "epochs=1", "--set", "max_samples=100"]
@@ -141,6 +142,45 @@ def test_a_detector_is_complete_in_itself(photos):
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png") == 2
     assert f"{made['threshold']:.6g}" in page
+
+
+def test_a_stopped_fit_goes_on(table, tmp_path, monkeypatch):
+    root, _ = table
+    shutil.copy(root / "table.csv", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(detectors, "_SECONDS_BETWEEN_STATES", 0)
+    fit = [
+        "fit",
+        "table.csv",
+        "--drop",
+        "name",
+        "--folder",
+        "detector",
+        "--set",
+        "epochs=3",
+        "--set",
+        "max_samples=100",
+    ]
+    save, saved = checkpoints.Progress.save, []
+
+    def stop(self, model, epoch, logs):
+        save(self, model, epoch, logs)
+        saved.append((self.folder.name, epoch))
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Progress, "save", stop)
+        CliRunner().invoke(cli, ["detect", *fit])
+    assert saved[-1] == ("member-1", 2)
+    assert [p.name for p in Path("detector").iterdir()] == [".checkpoint-detector"]
+    assert "epochs was 3 and is 4" in call(*fit, "--set", "epochs=4", code=1)
+    result = json.loads(call(*fit, "--json"))
+    assert not list(Path("detector").glob(".*"))
+    call(*fit[:-4], "--set", "epochs=3", "--set", "max_samples=100", "--folder", "whole")
+    assert result["threshold"] == pytest.approx(
+        json.loads(Path("whole/metrics.json").read_text())["threshold"], rel=1e-4
+    )
 
 
 def test_scores_are_the_detector_s(photos, tmp_path):

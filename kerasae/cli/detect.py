@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from pathlib import Path
 
 import click
 
@@ -48,12 +47,16 @@ def detect():
 def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, overwrite, as_json, **reading):
     """Fit an anomaly detector to DATA: a folder of images, or an .npy, .npz, .csv, .tsv or .parquet file.
 
-    A few anomalies among the examples do little harm. The folder then holds the detector, scores of held-out examples, a report, and
+    Call it again to continue a fit that was stopped. A few anomalies among the examples do little harm.
+
+    The folder then holds the detector, scores of held-out examples, a report, and
     `server`, which scores photos and tables on a machine that has only NumPy, ONNX Runtime and Pillow.
     """
     from kerasae.data import files
+    from kerasae.runs import detector
 
-    shared.check_new(folder, overwrite)
+    shared.check_new(folder, overwrite, detector.files_of)
+    shared.check_apart(folder, data, anomalies)
     reading = shared.reading(reading)
     files.check(data, **reading)
     if anomalies is not None:
@@ -64,8 +67,6 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
             options = dict(map(shared.setting, settings))
             if contamination is not None:
                 options["contamination"] = contamination
-            from kerasae.runs import detector
-
             limit = {name: options[name] for name in ("max_samples", "n_references") if name in options}
             given = detector.examples(data, anomalies, test_fraction, seed, **limit, **reading)
             shared.import_keras()
@@ -73,8 +74,11 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
 
             with shared.raised_as(click.UsageError, ValueError):
                 detector.check_options(options)
-            with shared.raised_as(click.ClickException, export.ExportError):
-                made = detector.fit(given, folder, options, shared.verbose())
+            with (
+                shared.raised_as(click.ClickException, export.ExportError),
+                writing.locked(folder, "fitting a detector"),
+            ):
+                made = detector.fit(given, folder, options, shared.verbose(), overwrite)
             show({"folder": str(folder.resolve()), **made}, _text(folder, made))
         finally:
             with contextlib.suppress(OSError):
@@ -82,7 +86,7 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
 
 
 @detect.command("score")
-@click.argument("detector", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("detector", type=shared.Folder())
 @click.argument("data")
 @click.argument("out", type=shared.PATH, required=False)
 @shared.array_option
@@ -103,7 +107,7 @@ def score(detector, data, out, overwrite, as_json, **reading):
     if out is not None:
         if out.suffix not in shared.TABLE_SUFFIXES:
             raise click.UsageError(f"OUT must end in {', '.join(shared.TABLE_SUFFIXES)}. Received: {out}")
-        shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
+        shared.check_out(out, shared.TABLE_SUFFIXES, overwrite, data)
     files.check(data, **reading)
     with shared.reporting(as_json) as show:
         scorer = detectors.Scorer(detector)

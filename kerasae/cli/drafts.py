@@ -77,6 +77,7 @@ def completed(changes, loaded, all_open):
         if "validation" not in changes["data"]:
             changes["data"]["validation"] = min(num_train // 10, 5000)
         changes["model"] = recipes.with_latent_dim(changes["family"], changes["model"], x_train[0].size)
+        changes["model"] = recipes.with_network(changes["family"], changes["model"], x_train.shape[1:])
         if x_train.min() < 0 or x_train.max() > 1:
             options = FAMILIES[changes["family"]].for_real_values(changes["model"])
             if options != changes["model"]:

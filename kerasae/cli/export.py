@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from kerasae import writing
 from kerasae.cli import opening, shared
 
 _ARRAY = click.Path(exists=True, dir_okay=False)
@@ -39,6 +40,7 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
     import numpy as np
 
     for name in {"x", "calibration"} & set(options):
+        writing.check_regular(options[name])
         options[name] = np.load(options[name], allow_pickle=False)
     if page:
         if foreign := sorted(set(options) - {"x"}):
@@ -77,7 +79,7 @@ def export_checked(model, folder, **options):
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("bundle", type=shared.Folder())
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=shared.PATH)
 @click.option("--part", default="encoder", show_default=True, help="Which part of the bundle to run.")

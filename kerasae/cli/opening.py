@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from kerasae import writing
 from kerasae.cli import shared
 
 
@@ -32,6 +33,7 @@ def open_model(name):
     from kerasae.runs import checkpoints, recipes
 
     path = Path(name)
+    writing.recover(path)
     if path.is_dir() and not (path / "model.keras").is_file():
         if (path / checkpoints.CHECKPOINT).is_dir():
             raise ValueError(f"The run in {path} is not finished. Go on with: kerasae train --resume --folder {path}")

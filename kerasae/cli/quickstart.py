@@ -11,6 +11,15 @@ from kerasae.cli.export import export_checked
 # epochs and batch size so that all of it takes about a minute on two cores (digits), or a few (60,000 images)
 _SMALL = {"epochs": 40, "batch_size": 32, "hidden_units": (256, 128), "latent_dim": 8}
 _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_dim": 16}
+_PICTURES = ("reconstructions", "codes", "samples", "undercomplete_training", "variational_training")
+
+
+def _files_of(folder):
+    """Names of the files of an earlier quickstart in a folder; none where there is none."""
+    from kerasae import runtime
+
+    bundle = {f"variational_bundle/{name}" for name in runtime.files_of(folder / "variational_bundle")}
+    return bundle and {"undercomplete.keras", "variational.keras", *(f"{name}.png" for name in _PICTURES)} | bundle
 
 
 @click.command()
@@ -27,9 +36,11 @@ _LARGE = {"epochs": 10, "batch_size": 128, "hidden_units": (512, 256), "latent_d
 @click.option(
     "--epochs", type=click.IntRange(min=1), help="Epochs of each model. Default: 40 for digits, 10 for the others."
 )
+@shared.overwrite_option
 @shared.data_dir_option
-def quickstart(dataset, folder, epochs, data_dir):
+def quickstart(dataset, folder, epochs, overwrite, data_dir):
     """Go the whole way once: fit, evaluate, draw, save, export, and run without Keras."""
+    shared.check_new(folder, overwrite, _files_of)
     writing.writable(folder, "--folder")
     shared.import_keras()
     import keras
@@ -67,8 +78,6 @@ def quickstart(dataset, folder, epochs, data_dir):
         f"(reconstruction {-logs['reconstruction_loss']:.2f}, KL {logs['kl_loss']:.2f})"
     )
 
-    undercomplete.save(folder / "undercomplete.keras")
-    variational.save(folder / "variational.keras")
     pca = PCA(2).fit(x_train.reshape(len(x_train), -1))
     shown = x_test[:10]
     pictures = {
@@ -86,16 +95,18 @@ def quickstart(dataset, folder, epochs, data_dir):
         "undercomplete_training": figures.training_curves(undercomplete_history, unit="squared error"),
         "variational_training": figures.training_curves(variational_history),
     }
-    for name, figure in pictures.items():
-        figures.save(figure, folder / f"{name}.png")
-
-    click.echo("\nExporting the variational autoencoder's encoder and decoder, and running them without Keras …")
-    export_checked(variational, folder / "variational_bundle", x=x_test[:64], replace=True)
+    with writing.together(folder, _files_of) as beside:
+        undercomplete.save(beside / "undercomplete.keras")
+        variational.save(beside / "variational.keras")
+        for name in _PICTURES:
+            figures.save(pictures[name], beside / f"{name}.png")
+        click.echo("\nExporting the variational autoencoder's encoder and decoder, and running them without Keras …")
+        export_checked(variational, beside / "variational_bundle", x=x_test[:64])
     click.echo(
         f"""
 In {folder.resolve()}:
   *.keras              the models: keras.saving.load_model, after `import kerasae`
-  *.png                {", ".join(pictures)}
+  *.png                {", ".join(_PICTURES)}
   variational_bundle/  SavedModel and ONNX files, manifest.json, and a README for whoever runs them
 
 Next:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from kerasae import writing
+from kerasae import checks, writing
 
 
 class Numbers(click.ParamType):
@@ -34,11 +34,23 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not numbers such as {self.separator.join(('64', '32'))}", param, ctx)
 
 
+class Folder(click.Path):
+    """A folder that is there, also where a process was killed while it was replaced."""
+
+    def __init__(self):
+        super().__init__(exists=True, file_okay=False, path_type=Path)
+
+    def convert(self, value, param, ctx):
+        writing.recover(value)
+        return super().convert(value, param, ctx)
+
+
 def options(*decorators):
     """Several of Click's decorators as one."""
     return lambda command: functools.reduce(lambda made, decorator: decorator(made), reversed(decorators), command)
 
 
+_IMAGE_SUFFIXES = (".png",)  # that a folder of images would be read with
 TABLE_SUFFIXES = (".npy", ".npz", ".csv", ".parquet")  # that numbers are written to
 PATH = click.Path(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -168,20 +180,56 @@ def metrics_table(records):
     return "\n".join(f"{r['metric']:<{width}}  {r['value']:>12.4f}  {r['unit']}" for r in records)
 
 
-def check_new(folder, overwrite):
-    """Raises on a folder that holds something, or is a file."""
+def check_new(folder, overwrite, ours):
+    """Raises on a folder that holds something that may not be replaced, or is a file.
+
+    Args:
+        folder: its path.
+        overwrite: whether what this command wrote there earlier may be replaced; other files stay.
+        ours: function of the folder that gives the names of that.
+    """
     if folder.exists() and not folder.is_dir():
         raise click.ClickException(f"{folder} is a file, and a folder is needed.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    writing.recover(folder)
+    held = [name for name in writing.held(folder) if not name.startswith(".checkpoint-")]  # of what was stopped
+    if not held:
+        return
+    if not overwrite:
         raise click.ClickException(f"{folder} is not empty. Choose another folder, or --overwrite.")
+    if not set(ours(folder)) & set(held):
+        raise click.ClickException(
+            f"{folder} holds nothing that this command wrote, but {checks.listed(held)}: nothing of that is replaced. Choose another "
+            "folder."
+        )
 
 
-def check_out(out, suffixes, overwrite):
-    """Raises at once on an OUT that can't be written."""
+def check_apart(out, *inputs):
+    """Raises on an OUT that is one of the inputs, or from which or into which files of one would come.
+
+    Args:
+        out: path of a file or folder to write.
+        *inputs: paths of files and folders to read, None, or names of something else.
+    """
+    place = out.resolve()
+    for given in inputs:
+        path = Path(given or "").expanduser()
+        if given is None or not path.exists():
+            continue
+        path = path.resolve()
+        inside = path in place.parents and (not place.suffix or place.suffix.lower() in _IMAGE_SUFFIXES)
+        if path == place or place in path.parents or inside or (place.exists() and place.samefile(path)):
+            raise click.ClickException(
+                f"{out} {'lies in' if inside else 'is, or holds,'} {given}, which is read: what is written there could destroy it, or be "
+                "taken for more of it. Choose another place."
+            )
+
+
+def check_out(out, suffixes, overwrite, data=None):
+    """Raises at once on an OUT that can't be written, or would spoil DATA."""
     if out.suffix and out.suffix not in suffixes:
         raise click.UsageError(f"OUT must end in {', '.join(suffixes)}, or name a folder. Received: {out}")
     if out.suffix == "":
-        check_new(out, overwrite)
+        check_new(out, overwrite, images_of)
     elif out.is_dir():
         raise click.ClickException(f"{out} is a folder.")
     elif out.exists() and not overwrite:
@@ -190,6 +238,35 @@ def check_out(out, suffixes, overwrite):
         raise click.ClickException(f"There is no folder {out.parent} to write into.")
     if not os.access(out.parent, os.W_OK):
         raise click.ClickException(f"Can't write into {out.parent}.")
+    check_apart(out, data)
+
+
+_SOFTWARE = {"Software": "kerasae"}  # what PNG files say of themselves
+
+
+def images_of(folder):
+    """Names of the PNG files in a folder that `write_image` wrote."""
+    from PIL import Image
+
+    found = set()
+    for name in writing.held(folder):
+        if name.endswith(".png"):
+            with contextlib.suppress(Exception), Image.open(folder / name) as image:
+                if image.info.items() >= _SOFTWARE.items():
+                    found.add(name)
+    return found
+
+
+def write_image(path, pixels):
+    """Writes bytes, `(height, width, 1 or 3)`, as a PNG file."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    facts = PngInfo()
+    for name, value in _SOFTWARE.items():
+        facts.add_text(name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, pnginfo=facts)
 
 
 def write_columns(path, columns):

@@ -4,14 +4,13 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
 
 import click
 
-from kerasae import registry, writing
+from kerasae import checks, registry, writing
 from kerasae.cli import drafts, opening, shared
 
 _logger = logging.getLogger(__name__)
@@ -46,8 +45,14 @@ Options override a recipe file. --resume continues a run that was stopped.
     "--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to write weights, report and all."
 )
 @click.option("--latent-dim", **_count(1), help="Size of the code. [16, or half the features where that is less]")
-@click.option("--hidden-units", type=shared.Numbers("N,N", ","), help="Units of each hidden layer, such as 512,256.")
-@click.option("--network", type=click.Choice(registry.NETWORKS.declared()), help="Kind of network.")
+@click.option(
+    "--hidden-units", type=shared.Numbers("N,N", ","), help="Units of each hidden layer, such as 512,256, or filters."
+)
+@click.option(
+    "--network",
+    type=click.Choice(registry.NETWORKS.declared()),
+    help="Kind of network. [conv for images of more than 32 pixels, else dense]",
+)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Another option of the family's builder.")
 @click.option("--epochs", **_count(1), help="Passes over the data. [20 to 400: about 2,000 batches]")
 @click.option("--batch-size", **_count(1), help="Of all workers together. [32; 128 from 10,000 examples on]")
@@ -95,7 +100,8 @@ def train(what, data, folder, settings, workers, wait, resume, overwrite, as_jso
             return
         try:
             writing.writable(folder, "--folder")
-            _train(what, data, folder, settings, workers, wait, data_dir, local_worker, task, options)
+            with contextlib.nullcontext() if task else writing.locked(folder, "training"):
+                _train(what, data, folder, settings, workers, wait, overwrite, data_dir, local_worker, task, options)
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # of what failed at the door nothing stays
@@ -111,23 +117,27 @@ def _claim(folder, resume, overwrite, task):
         raise click.UsageError("--resume goes on, --overwrite starts again: choose.")
     if folder.exists() and not folder.is_dir():
         raise click.ClickException(f"{folder} is a file. Choose another --folder.")
+    writing.recover(folder)
     own = workers.checkpoint(folder, task[0]) if task else folder / checkpoints.CHECKPOINT
     begun = (own / "run.json").is_file()
-    finished = (folder / "metrics.json").is_file() and not begun
+    finished = checkpoints.is_finished(folder) and not begun
+    held = [name for name in writing.held(folder) if task is None or not name.startswith(checkpoints.CHECKPOINT)]
     if overwrite:
-        shutil.rmtree(own, ignore_errors=True)
+        if held and not checkpoints.files_of(folder):
+            raise click.ClickException(
+                f"{folder} holds no run, but {checks.listed(held)}: nothing of that is replaced. Choose another --folder."
+            )
         return False
     if resume:
-        if folder.is_dir() and any(folder.iterdir()) and not (begun or finished or task):
+        if held and not (begun or finished or task):
             raise click.ClickException(f"There is no run in {folder} to resume.")
         return finished
-    held = [p.name for p in folder.iterdir() if p.name != checkpoints.CHECKPOINT] if folder.is_dir() else []
     if begun:
         raise click.ClickException(
             f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts again."
         )
-    if held or (task is None and (folder / checkpoints.CHECKPOINT).exists()):
-        what = "a finished run" if finished else "other files"
+    if held:
+        what = "a finished run" if finished else f"other files: {checks.listed(held)}"
         raise click.ClickException(
             f"{folder} is not empty, it holds {what}. Choose another --folder"
             + (", or --overwrite." if finished else ".")
@@ -135,7 +145,7 @@ def _claim(folder, resume, overwrite, task):
     return False
 
 
-def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, task, options):
+def _train(what, data, folder, settings, workers, wait, overwrite, data_dir, local_worker, task, options):
     from kerasae.runs import checkpoints, examples, recipes, training
     from kerasae.runs import workers as processes
 
@@ -144,13 +154,14 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
     if what is None:
         if not begun.is_file():
             raise click.ClickException(f"There is no run in {folder} to resume.")
-        recipe = recipes.validated(json.loads(begun.read_text())["recipe"])
+        recipe = checkpoints.begun_recipe(begun.parent)
         if given := [f"--{n.replace('_', '-')}" for n, v in options.items() if v] + ["--set"] * bool(settings):
             raise click.UsageError(f"--resume goes on as the run was begun: {given[0]} can't be changed.")
     else:
         if what.endswith(".toml"):
             recipe = recipes.read(what)
         changes, draft = drafts.draft(what, recipe, data, settings, options)
+        shared.check_apart(folder, draft.data.path)
     shared.import_keras()
     # Before anything else of TensorFlow, as it wants.
     strategy = processes.strategy(*task, wait) if task else None
@@ -176,19 +187,30 @@ def _train(what, data, folder, settings, workers, wait, data_dir, local_worker, 
     fingerprint = facts.get("fingerprint")
     if strategy is not None:
         checkpoint = processes.checkpoint(folder, task[0])
-        _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, task[0])
+        _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, task[0], overwrite)
         if task[0] == 0 and not local_worker:
             _finish_elsewhere(folder, data_dir)
         return
+    if overwrite:
+        for state in (folder / checkpoints.CHECKPOINT).glob("worker-*"):
+            writing.remove(state)
     if workers is not None and workers > 1:
         for i in range(workers):
-            checkpoints.begin(processes.checkpoint(folder, i), recipe, fingerprint)
+            checkpoints.begin(processes.checkpoint(folder, i), recipe, fingerprint, overwrite)
+        overwrite = False
         command = ["train", "--folder", str(folder), "--resume", "--local-worker", "--wait", str(wait)]
         command += ["--data-dir", str(data_dir)] if data_dir else []
         with shared.raised_as(click.ClickException, processes.WorkerError):
             processes.run(folder, workers, command)
     with _stopping_names_resume(folder):
-        training.run(recipe, folder, verbose=shared.verbose(), complete=_complete(recipe), loaded=loaded)
+        training.run(
+            recipe,
+            folder,
+            verbose=shared.verbose(),
+            complete=_complete(recipe),
+            loaded=loaded,
+            start_again=overwrite,
+        )
 
 
 @contextlib.contextmanager
@@ -204,13 +226,13 @@ def _stopping_names_resume(folder):
         raise
 
 
-def _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, index):
+def _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, index, overwrite):
     import tensorflow as tf
 
     from kerasae.runs import checkpoints, training
     from kerasae.runs import workers as processes
 
-    checkpoints.begin(checkpoint, recipe, fingerprint)
+    checkpoints.begin(checkpoint, recipe, fingerprint, overwrite)
     try:
         processes.check_same_epoch(strategy, checkpoints.last_epoch(checkpoint))
         training.train(recipe, loaded.train[0], checkpoint, 0 if index else shared.verbose(), fingerprint, strategy)

@@ -72,7 +72,8 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
     """
     if data is not None:
         opening.is_path(data, **source)
-    shared.check_new(folder, overwrite)
+    shared.check_new(folder, overwrite, shared.images_of)
+    shared.check_apart(folder, data)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
         from kerasae.runs import recipes, report
@@ -86,7 +87,7 @@ def figures_command(model, data, folder, dark, overwrite, as_json, **source):
             x, y, classes = apply(files.values[: report.MAX_EXAMPLES]), files.labels, files.classes
             y, x_train = None if y is None else y[: len(x)], None
         view = report.View(opened.model, x, shared.class_names(y, classes), opened.history, x_train)
-        with writing.together(folder) as beside:
+        with writing.together(folder, shared.images_of) as beside:
             names = list(report.save_figures(view, beside, dark))
         paths = {name: folder / f"{name}.png" for name in names}
         show({"model": model, "figures": paths}, "\n".join(map(str, paths.values())))
@@ -105,7 +106,7 @@ _from_data_to_out = shared.options(
 @contextlib.contextmanager
 def _opened(model, data, out, overwrite, as_json, **source):
     """The model and the examples that were named, once all is well: `(show, opened, files, apply)`."""
-    shared.check_out(out, shared.TABLE_SUFFIXES, overwrite)
+    shared.check_out(out, shared.TABLE_SUFFIXES, overwrite, data)
     opening.is_path(data, **source)
     with shared.reporting(as_json) as show:
         opened = opening.open_model(model)
@@ -199,13 +200,14 @@ def _write_examples(out, parts, num, preparation, names):
 
     first = next(parts)
     if out.suffix == ".npy":
-        with writing.file(out) as path:
-            array = np.lib.format.open_memmap(path, "w+", first.dtype, (num, *first.shape[1:]))
-            start = 0
+        with (
+            writing.file(out) as path,
+            open(path, "wb") as file,
+        ):  # on a full disk, a memory map ends the process by a signal
+            header = {"descr": first.dtype.str, "fortran_order": False, "shape": (num, *first.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
             for part in itertools.chain([first], parts):
-                array[start : start + len(part)] = part
-                start += len(part)
-            array.flush()
+                file.write(np.ascontiguousarray(part, first.dtype).data)
         return
     if out.suffix:
         values = np.concatenate(list(itertools.chain([first], parts)))
@@ -216,20 +218,16 @@ def _write_examples(out, parts, num, preparation, names):
         raise ValueError(
             f"These are no images in [0, 1], but {first.shape[1:]}: write them to an .npy, .csv or .parquet file."
         )
-    from PIL import Image
-
     digits = max(5, len(str(num - 1)))
     stems = (
         [Path(name).with_suffix("").as_posix() for name in names] if names else [f"{i:0{digits}}" for i in range(num)]
     )
     if len(set(stems)) < num:  # a.jpg and a.png
         stems = names
-    with writing.together(out) as beside:
+    with writing.together(out, shared.images_of) as beside:
         start = 0
         for part in itertools.chain([first], parts):
             pixels = np.rint(np.clip(part, 0, 1) * 255).astype("uint8")
             for stem, image in zip(stems[start:], pixels, strict=False):
-                path = beside / f"{stem}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+                shared.write_image(beside / f"{stem}.png", image)
             start += len(part)

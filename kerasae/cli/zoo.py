@@ -101,8 +101,9 @@ def zoo_publish(folder, models, source):
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Where to write. Default: a folder here with the model's name."
 )
+@click.option("--overwrite", is_flag=True, help="Start again, and replace the run in the folder, whatever its recipe.")
 @shared.data_dir_option
-def zoo_train(recipe, folder, data_dir):
+def zoo_train(recipe, folder, overwrite, data_dir):
     """Train a model by RECIPE, a model's id or a TOML file. Call it again to continue a run that was stopped."""
     import kerasae.zoo
     from kerasae.zoo import making
@@ -111,7 +112,7 @@ def zoo_train(recipe, folder, data_dir):
     if folder is None:
         folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
     writing.writable(folder, "--folder")
-    making.make(path, folder, data_dir=data_dir)
+    making.make(path, folder, data_dir=data_dir, overwrite=overwrite)
     click.echo((folder / "card.md").read_text())
 
 

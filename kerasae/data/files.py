@@ -104,6 +104,8 @@ def check(path, image_size=None, color=None, array=None, columns=None, drop=(), 
     named, path = path, Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {str(named)!r}.")
+    if not path.is_dir():
+        writing.check_regular(path)
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in images.SUFFIXES:
         _refuse({"array": array, "columns": columns, "drop": drop, "labels": labels}, "a folder of images", path)

@@ -80,7 +80,14 @@ def save(figure, path):
         raise ValueError(f"`path` must end in .png. Received: {str(path)!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing.file(path) as beside:
-        figure.savefig(beside, dpi=_DPI, format="png", transparent=False, facecolor=figure.get_facecolor())
+        figure.savefig(
+            beside,
+            dpi=_DPI,
+            format="png",
+            transparent=False,
+            facecolor=figure.get_facecolor(),
+            metadata={"Software": "kerasae"},
+        )
     return path
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kerasae import checks, writing
-from kerasae.runs import server
+from kerasae.runs import checkpoints, server
 
 _logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _MAX_SAMPLES, _NUM_REFERENCES = 6400, (4000, 20_000)
 _COPIES, _BASE_BYTES = (2.5, 2.5, 7.0), 800 * 2**20
 _MAX_ONNX_BYTES = 2**31
 _NUM_SHOWN = 10
+_CHECKPOINT = ".checkpoint-detector"  # where an unfinished fit keeps what it needs to go on
+_SECONDS_BETWEEN_STATES = 30
 _HELD_OUT, _KNOWN = "held out", "known anomaly"
 
 
@@ -94,25 +97,45 @@ def check_options(options):
         checks.choice(name, "option of AnomalyDetector", inspect.signature(tasks.AnomalyDetector).parameters)
 
 
-def fit(given, folder, options, verbose="auto"):
-    """Fits a detector, measures it, and fills a folder.
+def fit(given, folder, options, verbose="auto", start_again=False):
+    """Fits a detector, measures it, and fills a folder. A fit that was stopped goes on when called again.
 
     Args:
         given: `Examples`.
         folder: where to.
         options: of `tasks.AnomalyDetector`.
         verbose: as in `keras.Model.fit`.
+        start_again: whether the state of an unfinished fit is removed.
 
     Returns:
         What was written into `metrics.json`.
 
     Raises:
+        ValueError: where the unfinished fit in the folder is of other settings or data.
         kerasae.export.ExportError: where the exported graph doesn't give the detector's scores.
     """
     from kerasae import tasks
 
     started = time.monotonic()
-    detector = tasks.AnomalyDetector(**{"random_state": given.seed, "verbose": verbose, **options}).fit(given.x_train)
+    detector = tasks.AnomalyDetector(**{"random_state": given.seed, "verbose": verbose, **options})
+    checkpoint = folder / _CHECKPOINT
+    facts = {
+        **detector.get_params(),
+        "verbose": None,
+        "examples": len(given.x_train),
+        "preparation": given.preparation.to_dict(),
+    }
+    if start_again or not _states(checkpoint):
+        writing.remove(checkpoint)
+    facts = json.loads(json.dumps(facts, default=repr))  # as they will be read
+    checkpoints.begin(checkpoint, facts, given.read.fingerprint, data=given.data)
+    detector._going_on = _going_on(checkpoint)
+    try:
+        detector.fit(given.x_train)
+    finally:
+        del detector._going_on
+        if not _states(checkpoint):
+            writing.remove(checkpoint)
     seconds = time.monotonic() - started
     # What holds for new examples is measured on new ones: those fitted to lie near their own reconstructions.
     scores = {which: detector.score_samples(x) for which, (x, _) in given.groups.items()}
@@ -131,13 +154,47 @@ def fit(given, folder, options, verbose="auto"):
         "versions": {name: version(name) for name in ("kerasae", "keras", "tensorflow")},
         "metrics": _measures(scores, detector.offset_),
     }
-    with writing.together(folder) as beside:
+    with writing.together(folder, files_of) as beside:
         (beside / "detector.pkl").write_bytes(pickle.dumps(detector))
         writing.json(beside / "metrics.json", made)
         _write_scores(beside / "scores.csv", given.read, given.groups, scores, detector.offset_)
         server.write(beside / "server", detector, given.preparation, given.groups[_HELD_OUT][0])
         _write_report(beside, given.preparation, made, given.groups, scores)
+    writing.remove(checkpoint)
     return made
+
+
+def _states(checkpoint):
+    return list(checkpoint.glob("member-*/epoch-*"))
+
+
+def _going_on(checkpoint):
+    """What lets the detector's models go on after the last epoch that was saved, one after the other."""
+    members = itertools.count()
+
+    def go_on(model):
+        member = checkpoint / f"member-{next(members)}"
+        member.mkdir(exist_ok=True)
+        progress = checkpoints.Progress(member)
+        epoch = progress.restore(model)
+        if epoch:
+            _logger.info("Going on after epoch %d.", epoch)
+        return [checkpoints.saving(progress, _SECONDS_BETWEEN_STATES)], epoch
+
+    return go_on
+
+
+def files_of(folder):
+    """Names of the files that `fit` left in a folder; none where there is no detector."""
+    server_files = {f"server/{name}" for name in ("README.md", "detector.json", "score.py")}
+    inside = Path(folder) / "server"
+    if not (inside / "detector.json").is_file() or not (Path(folder) / "metrics.json").is_file():
+        return set()
+    from kerasae import runtime
+
+    server_files |= {f"server/bundle/{name}" for name in runtime.files_of(inside / "bundle")}
+    names = ("detector.pkl", "metrics.json", "scores.csv", "report.html", "figures/scores.png", "figures/oddest.png")
+    return {*names, *server_files}
 
 
 def _preparation(read, train):

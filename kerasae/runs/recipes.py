@@ -5,18 +5,21 @@ A recipe names the data, the family and its builder's arguments, how to train, a
 
 import importlib
 import inspect
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
-from kerasae import checks
+from kerasae import checks, writing
 from kerasae.registry import FAMILIES
+from kerasae.runs.examples import is_image
 from kerasae.runs.measures import Measurement
 
 # What a builder takes that a recipe can't hold, or gives by itself.
 _NO_OPTIONS = {"input_shape", "encoder", "decoder", "seed", "kwargs"}
+_LARGEST_DENSE_SIDE = 32  # pixels of images for which a dense network is the default
 
 
 class _Section(pydantic.BaseModel):
@@ -122,6 +125,7 @@ def read(path):
         FileNotFoundError: where there is no such file.
     """
     path = Path(path)
+    writing.check_regular(path)
     try:
         recipe = validated(tomllib.loads(path.read_text()))
     except tomllib.TOMLDecodeError as error:
@@ -180,6 +184,26 @@ def with_latent_dim(family, model, num_features):
         return model
     size = max(min(16, max(1, num_features // 2)), 4 * model.get("k", known.get("k", 0)))
     return {"latent_dim": size, **model}
+
+
+def with_network(family, model, shape):
+    """A builder's options, with a convolutional network for large images, where they and the family leave it open.
+
+    A dense network has weights for every pixel, and from few photos learns none of them well: convolutions halve the image until it has at
+    most 8 pixels on a side, with twice the filters each time, up to 128.
+
+    Args:
+        family: its name.
+        model: options of its builder.
+        shape: of an example.
+    """
+    side = min(shape[:2], default=0)
+    is_open = not {"network", "hidden_units", "encoder"} & set(model) and options(family).get("hidden_units", ()) != ()
+    if not is_open or not is_image(shape) or side <= _LARGEST_DENSE_SIDE:
+        return model
+    halvings = math.ceil(math.log2(side / 8))
+    filters = [max(16, 128 >> i) for i in reversed(range(halvings))]
+    return {"network": "conv", "hidden_units": filters, **model}
 
 
 def build(recipe, input_shape, num_examples):

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +13,11 @@ from kerasae.runs.checkpoints import CHECKPOINT
 _logger = logging.getLogger(__name__)
 
 
-def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None, loaded=None):
+def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None, loaded=None, start_again=False):
     """Trains a recipe's model and fills a folder: recipe, model, history, facts of the data, measures, and what `complete` adds.
 
     A run that was stopped goes on at the last whole epoch when called again. The files of a finished one are replaced together, at the
-    end.
+    end; other files in the folder stay.
 
     Args:
         recipe: `Recipe`.
@@ -28,6 +27,7 @@ def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None,
         verbose: as in `keras.Model.fit`.
         complete: called with a folder to write more files into, the model, its `Dataset`, its history, and what goes into `metrics.json`.
         loaded: `Dataset`, where the recipe's data have been loaded already.
+        start_again: as in `train`.
 
     Returns:
         What was written into `metrics.json`.
@@ -40,9 +40,10 @@ def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None,
     folder = Path(folder)
     checkpoint = folder / CHECKPOINT
     text = text or recipes.to_toml(recipe)
-    model, training = train(recipe, loaded.train[0], checkpoint, verbose, loaded.facts.get("fingerprint"))
+    fingerprint = loaded.facts.get("fingerprint")
+    model, training = train(recipe, loaded.train[0], checkpoint, verbose, fingerprint, start_again=start_again)
     records = measures.measure(recipe, model, (loaded.train, loaded.test))
-    with writing.together(folder) as beside:
+    with writing.together(folder, checkpoints.files_of) as beside:
         (beside / "recipe.toml").write_text(text)
         writing.json(beside / "data.json", loaded.facts)
         history = training.pop("history")
@@ -63,12 +64,12 @@ def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None,
         writing.json(beside / "metrics.json", facts)
         if complete is not None:
             complete(beside, model, loaded, history, facts)
-    shutil.rmtree(checkpoint)
+    writing.remove(checkpoint)
     _logger.info("wrote %s", folder)
     return facts
 
 
-def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strategy=None):
+def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strategy=None, start_again=False):
     """Trains the recipe's model; a run that was stopped goes on at the last whole epoch.
 
     Args:
@@ -78,6 +79,7 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
         verbose: as in `keras.Model.fit`.
         fingerprint: of the data; a run that was begun on other data is refused.
         strategy: of `tf.distribute`, within whose scope the model is built. Default: none.
+        start_again: whether an unfinished run's state is removed, once the model is built.
 
     Returns:
         `(model, facts)`; facts are the epochs and seconds of training, in this process and in all, the last values of each logged term, and
@@ -91,9 +93,9 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
     with strategy.scope() if strategy is not None else contextlib.nullcontext():
         model = recipes.build(recipe, x_train.shape[1:], len(x_train))
         model.optimizer.build(model.trainable_variables)
-    checkpoints.begin(checkpoint, recipe, fingerprint)
+    checkpoints.begin(checkpoint, recipe, fingerprint, start_again)
     progress = checkpoints.Progress(checkpoint)
-    started, initial_epoch = time.perf_counter(), progress.restore(model)
+    started, initial_epoch = time.perf_counter(), progress.restore(model, fall_back=strategy is None)
     training = recipe.training
     if recipe.pretraining is not None and initial_epoch == 0:
         _pretrain(recipe.pretraining, model, x_train, checkpoint / "pretrained.weights.h5", verbose)
@@ -137,8 +139,13 @@ def _pretrain(pretraining, model, x_train, path, verbose):
     from kerasae.models.pretraining import pretrain_autoencoders, pretrain_rbms
 
     if path.exists():
-        model.load_weights(path, skip_mismatch=False)
-        return
+        try:
+            model.load_weights(path, skip_mismatch=False)
+            return
+        except Exception as error:  # h5py and Keras raise anything
+            raise ValueError(
+                f"{path} can't be loaded ({error}). Remove it: the layers are then pretrained again."
+            ) from error
 
     def layer_autoencoder(encoder, decoder):
         if pretraining.corruption_rate is None:
@@ -150,8 +157,7 @@ def _pretrain(pretraining, model, x_train, path, verbose):
         pretrain_rbms(model, x_train, epochs=pretraining.epochs, verbose=verbose)
     else:
         pretrain_autoencoders(model, x_train, layer_autoencoder, epochs=pretraining.epochs, verbose=verbose)
-    with writing.file(path) as beside:
-        model.save_weights(beside)
+    checkpoints.save_weights(model, path)
 
 
 def _uncompiled(model):

@@ -74,6 +74,8 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
 
     # What every builder that has such an option is given where `model_options` says nothing else.
     _builder_options: ClassVar = {}
+    # Function of a compiled model that gives callbacks and how many epochs it has seen: so a fit without early stopping can go on.
+    _going_on: ClassVar = None
     # Whether the learning rate falls to 0 along a cosine.
     _rate_falls: ClassVar = False
 
@@ -223,22 +225,29 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             model.compile(optimizer=keras.optimizers.Adam(schedule))
         else:
             model.compile(optimizer=keras.optimizers.Adam(learning_rate))
-        history = model.fit(
-            shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt),
-            epochs=epochs,
-            steps_per_epoch=steps,
-            callbacks=callbacks,
-            shuffle=False,  # done
-            verbose=self.verbose,
-            **options,
-        )
-        loss = history.history["loss"]
+        first = 0
+        if self._going_on is not None and not num_held_out:
+            model.optimizer.build(model.trainable_variables)
+            callbacks, first = self._going_on(model)
+        loss = []
+        if first < epochs:
+            history = model.fit(
+                shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt, first),
+                epochs=epochs,
+                initial_epoch=first,
+                steps_per_epoch=steps,
+                callbacks=callbacks,
+                shuffle=False,  # done
+                verbose=self.verbose,
+                **options,
+            )
+            loss = history.history["loss"]
         if not np.isfinite(loss).all():
             raise ValueError(
                 f"Training diverged: the loss became {loss[-1]} after {len(loss)} epochs. A lower `learning_rate` (now "
                 f"{learning_rate:g}) or another `scaling` (now {self.scaling!r}) helps."
             )
-        _logger.debug("%s: %d epochs, loss %g", type(self).__name__, len(loss), loss[-1])
+        _logger.debug("%s: %d epochs, loss %g", type(self).__name__, first + len(loss), loss[-1] if loss else math.nan)
         # Adam's moments, twice the weights, serve nobody any more, and would go into every pickle.
         model.compile(optimizer="sgd")
         return model

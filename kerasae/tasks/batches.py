@@ -42,8 +42,8 @@ def randomness_of(seed):
         random.setstate(state)
 
 
-def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt):
-    """All epochs' batches, `(x,)` or `(x, y)`, each epoch in an order of its own that depends on nothing but the seed."""
+def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt, first=0):
+    """The batches from the `first` epoch on, `(x,)` or `(x, y)`, each epoch in an order that depends on nothing but it and the seed."""
     arrays = tuple(tf.constant(array) for array in arrays)
     num_examples = len(arrays[0])
 
@@ -58,5 +58,5 @@ def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt):
             batch[0] = corrupt(batch[0], tf.stack([tf.constant(seed, tf.int64), step]))
         return tuple(batch)
 
-    batches = tf.data.Dataset.range(epochs).flat_map(batches_of).enumerate().map(batch_of)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps * epochs)).prefetch(2)
+    batches = tf.data.Dataset.range(first, epochs).flat_map(batches_of).enumerate(first * steps).map(batch_of)
+    return batches.apply(tf.data.experimental.assert_cardinality(steps * (epochs - first))).prefetch(2)
