@@ -388,6 +388,35 @@ def test_codes_2d_checks_its_arguments(codes, labels, message):
         figures.codes_2d(codes, labels)
 
 
+def test_codes_2d_shows_images_where_their_codes_are():
+    # A column of codes that are alike, a far corner, and one beside the column that is farther from the middle of its cell.
+    z = np.array([[0.0, 0.0], [0.1, 0.1], [16.0, 16.0]])
+    images = np.stack([np.full((4, 2, 1), value) for value in (0.2, 0.5, 0.8)])
+    figure = figures.codes_2d({"a": z}, labels=["p", "q", "p"], images=images)
+    (ax,) = figure.axes
+    low, high = ax.get_xlim()
+    size = (high - low) / 16
+    # Of those that share a cell the one nearer its middle.
+    nearer = 0.2 if abs((0 - low) / size - 0.5) < abs((0.1 - low) / size - 0.5) else 0.5
+    (picture,) = ax.images
+    assert picture.get_extent() == [low, high, *ax.get_ylim()]
+    pixels = np.asarray(picture.get_array())
+    rows, columns = np.nonzero(pixels[..., 3])
+    assert len(rows) == 2 * 4 * 2  # two images, as they are
+    per_pixel = (high - low) / len(pixels)
+    for value, at in ((nearer, 0), (0.8, 16)):
+        rows, columns = np.nonzero((pixels[..., 3] == 255) & (pixels[..., 0] == round(255 * value)))
+        assert low + per_pixel * columns.mean() == pytest.approx(at, abs=size)
+        assert high - per_pixel * rows.mean() == pytest.approx(at, abs=size)
+    *_, frames = ax.collections
+    handles = {text.get_text(): to_hex(handle.get_color()) for text, handle in
+               zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)}  # fmt: skip
+    assert [to_hex(c) for c in frames.get_edgecolor()] == [handles["p" if nearer == 0.2 else "q"], handles["p"]]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((low, high), (low, high))
+    with pytest.raises(ValueError, match=r"one image per code. Received: 2 for 3 codes\['a'\]"):
+        figures.codes_2d({"a": z}, images=images[:2])
+
+
 def test_codes_2d_draws_the_principal_components_of_wider_codes(x):
     z = x.reshape(len(x), -1)[:300]
     figure = figures.codes_2d({"wide": z})

@@ -7,8 +7,10 @@ import numpy as np
 from kerasae import checks
 from kerasae.figures import drawing
 
+_THUMBNAILS = 16  # on each side of a panel
 
-def codes_2d(codes, labels=None):
+
+def codes_2d(codes, labels=None, images=None):
     """Codes as points in the plane, one panel per model, coloured by class.
 
     Codes of two units are drawn as they are, longer ones by their first two principal components, and the axes say so. Classes are named at
@@ -19,12 +21,14 @@ def codes_2d(codes, labels=None):
         codes: Dict from panel name to codes of shape `(n, d)`, d at least 2, such as `{"autoencoder": z, "PCA": x.reshape(len(x), -1)}`.
         labels: Classes of shape `(n,)`, at most 50 distinct, integers or names; every panel must then hold as many codes. None, the
             default, draws all points alike.
+        images: The images that the codes are of, in [0, 1], of shape `(n, h, w)`, `(n, h, w, 1)` or `(n, h, w, 3)`; every panel must then
+            hold as many codes. Default: points alone.
 
     Returns:
         The figure, with one axes per panel, each with scales of its own.
 
     Raises:
-        ValueError: If there is no panel, codes are not of shape `(n, d)`, empty or not finite, or `labels` does not match.
+        ValueError: If there is no panel, codes are not of shape `(n, d)`, empty or not finite, or `labels` or `images` do not match.
 
     Example:
 
@@ -56,6 +60,14 @@ def codes_2d(codes, labels=None):
                 f"`labels` must have at most {most} distinct classes to be told apart. Received {len(classes)}."
             )
 
+    if images is not None:
+        images = drawing.rgba(images, "images")
+        for name, (z, _) in panels.items():
+            if len(images) != len(z):
+                raise ValueError(
+                    f"`images` must hold one image per code. Received: {len(images)} for {len(z)} codes[{name!r}]."
+                )
+
     figure = drawing.new_figure(4.6 * len(panels) + (0.8 if len(classes) else 0.2), 4.4)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     colours = np.array(drawing.COLOURS)
@@ -67,6 +79,8 @@ def codes_2d(codes, labels=None):
             if len(drawn):
                 size, colour = np.clip(20_000 / len(z), 2, 20), colours[index[drawn] % len(colours)]
                 ax.scatter(*z[drawn].T, c=colour, marker=marker, s=size, linewidths=0)
+        if images is not None:
+            _draw_thumbnails(ax, z, images, None if labels is None else colours[class_index % len(colours)])
         outline = [withStroke(linewidth=3, foreground=ax.get_facecolor())]
         style = {"ha": "center", "va": "center", "fontsize": "large", "fontweight": "bold", "path_effects": outline}
         for i, label in enumerate(classes):
@@ -80,6 +94,37 @@ def codes_2d(codes, labels=None):
         ]  # fmt: skip
         figure.legend(handles=handles, title="class", loc="outside right center", frameon=False)
     return figure
+
+
+def _draw_thumbnails(ax, z, images, colours):
+    """Of each cell of the axes the image whose code is nearest its middle, framed in its colour if it has one."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    limits = np.array([ax.get_xlim(), ax.get_ylim()])
+    size = (limits[:, 1] - limits[:, 0]) / _THUMBNAILS
+    place = (z - limits[:, 0]) / size
+    cells = np.floor(place).astype(int)
+    order = np.argsort(((place - cells - 0.5) ** 2).sum(axis=1), kind="stable")
+    cells, first = np.unique(cells[order], axis=0, return_index=True)  # the first of each cell is the nearest
+    shown = order[first]
+    images = images[shown][:, :: -(-images.shape[1] // 64), :: -(-images.shape[2] // 64)]
+    # One picture of all cells, each with the image in its middle and a gap around.
+    height, width = images.shape[1:3]
+    side = max(height, width) + max(1, max(height, width) // 10)
+    up, across = (side - height) // 2, (side - width) // 2
+    picture = np.zeros((_THUMBNAILS, side, _THUMBNAILS, side, 4), "uint8")
+    for (column, row), image in zip(cells, images, strict=True):
+        picture[-1 - row, up : up + height, column, across : across + width] = np.round(255 * image)
+    picture = picture.reshape(_THUMBNAILS * side, _THUMBNAILS * side, 4)
+    ax.imshow(picture, extent=limits.ravel(), aspect="auto", zorder=2, interpolation="nearest")
+    if colours is not None:
+        pixel = size / side
+        corners = limits[:, 0] + cells * size + pixel * [across, side - up - height]
+        frames = [Rectangle(corner, *(pixel * [width, height])) for corner in corners]
+        ax.add_collection(
+            PatchCollection(frames, facecolor="none", edgecolor=colours[shown], linewidth=1.2, zorder=2), autolim=False
+        )
 
 
 def codes_beside_pca(model, x, labels=None):
