@@ -35,6 +35,8 @@ __all__ = ["__version__", *_ROOMS]
 def __getattr__(name):
     if name in _ROOMS:
         return importlib.import_module(f"kerasae.{name}")
+    if name == "files":  # where it was once
+        return importlib.import_module("kerasae.data.files")
     raise AttributeError(f"module 'kerasae' has no attribute {name!r}")
 
 

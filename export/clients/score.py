@@ -1,16 +1,16 @@
-"""Scores photos, tables or arrays with the detector in this folder. Needs NumPy, ONNX Runtime and, for photos, Pillow.
+"""Scores photos, tables or arrays with the detector in this folder. Needs NumPy, ONNX Runtime, for photos Pillow and for Parquet PyArrow.
 
     pip install numpy onnxruntime pillow
     python score.py INPUT > scores.csv
 
-INPUT is of the same kind as the data that the detector was fitted to: a photo or a folder of photos, a .csv or .tsv file, or an .npy file
-of examples. Prints CSV: each example's file or row, its score (higher is more normal), and 1 if it is an anomaly (its score is below the
-threshold). Examples that can't be read are left out and named on standard error; the exit code is then 1.
+INPUT is of the same kind as the data that the detector was fitted to: a photo or a folder of photos, a .csv, .tsv, .csv.gz or .parquet
+file, or an .npy file of examples. Prints CSV: each example's file or row, its score (higher is more normal), and 1 if it is an anomaly (its
+score is below the threshold). Examples that can't be read are left out and named on standard error; the exit code is then 1, as it is where
+nothing can be scored.
 """
 
 import csv
 import hashlib
-import io
 import itertools
 import json
 import sys
@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-PHOTOS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+from kerasae.data import reading
+from kerasae.data.reading import pixels
+
 AT_ONCE = 64
 
 
@@ -38,8 +40,8 @@ class Detector:
             raise ValueError(f"{folder} is damaged: score_samples.onnx is not the file that was exported.")
         self.session = onnxruntime.InferenceSession(content)
 
-    def scores(self, x):
-        """Scores, `(n,)`, of examples `(n, *shape)`; pixels are bytes, or floats in [0, 1]."""
+    def prepared(self, x):
+        """Examples `(n, *shape)` as the graph takes them; pixels are bytes, or floats in [0, 1]."""
         x = np.asarray(x)
         if x.shape[1:] != self.shape and (*x.shape[1:], 1) == self.shape:
             x = x[..., None]  # grey images
@@ -50,69 +52,63 @@ class Detector:
                 x = x / np.float32(255)
             elif x.min() < 0 or x.max() > 1:
                 raise ValueError(f"Pixels must be bytes, or floats in [0, 1]. Received: {x.min():g} to {x.max():g}")
+        with np.errstate(over="ignore"):
+            x = x.astype("float32")
         if not np.isfinite(x).all():
-            raise ValueError("Examples must be finite numbers. Received NaN or infinity.")
-        return self.session.run(["score"], {"x": x.astype("float32")})[0]
+            raise ValueError("Examples must be finite numbers. Received NaN, infinity, or more than float32 holds.")
+        return x
+
+    def scores(self, x):
+        """Scores, `(n,)`, of examples `(n, *shape)`; pixels are bytes, or floats in [0, 1]."""
+        return self.session.run(["score"], {"x": self.prepared(x)})[0]
 
     def photo(self, path):
         """A photo's pixels as the detector takes them: bytes, in the shape `self.shape`."""
         if self.facts["color"] is None:
             raise ValueError(f"This detector takes examples of shape {self.shape}, not photos.")
         mode = {"grey": "L", "rgb": "RGB"}[self.facts["color"]]
-        return _pixels(Path(path).read_bytes(), self.shape[1::-1], mode)
+        return pixels.pixels(Path(path).read_bytes(), self.shape[1::-1], mode, self.preparation["levels"])
 
+    def rows(self, path):
+        """Yields `(number, function)` for every row of a table; the function gives its training columns."""
+        columns = self.preparation["columns"]
+        table = reading.open_table(path, columns, **reading.dialect(path, self.facts["dialect"]))
+        names = getattr(table, "lists", None) if columns is None else reading.placed(table, columns)
+        number = itertools.count(1)
+        for chunk in table.chunks(names or [name for name in table.names if name not in table.left_out]):
+            finite = chunk.finite()
+            for i in range(len(finite)):
 
-def _pixels(content, size, mode):
-    from PIL import Image, ImageOps
+                def read(chunk=chunk, i=i, ok=finite[i]):
+                    if not ok:
+                        raise ValueError(chunk.reason(i))
+                    return chunk.values[i].reshape(self.shape)
 
-    with Image.open(io.BytesIO(content)) as image:
-        image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG is decoded no larger than is needed
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits
-            image = Image.fromarray((np.asarray(image, "float32") / 257).round().clip(0, 255).astype("uint8"))
-        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert(mode)
-        if image.size != size:
-            image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-        return np.asarray(image).reshape(*size[::-1], -1)
+                yield next(number), read
 
 
 def examples(detector, path):
     """Yields `(name, function)` for every example in a file or folder; the function reads the example."""
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix in PHOTOS:
-        for photo in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            inside = photo.relative_to(path if path.is_dir() else path.parent)
-            hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)
-            if photo.suffix.lower() in PHOTOS and photo.is_file() and not hidden:
-                yield inside.as_posix(), lambda photo=photo: detector.photo(photo)
+    suffix = reading.suffix(path)
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {path}.")
+    if path.is_dir() or suffix in pixels.SUFFIXES:
+        root = path if path.is_dir() else path.parent
+        for photo in sorted(pixels.walk(path)) if path.is_dir() else [path]:
+            name = pixels.name(photo, root)
+            if reading.suffix(photo) in pixels.SUFFIXES:
+                yield name, lambda photo=photo: detector.photo(photo)
+            else:
+                print(f"{name}: left out, it doesn't end as photos do", file=sys.stderr)
     elif suffix == ".npy":
         for i, example in enumerate(np.load(path, mmap_mode="r", allow_pickle=False)):
             yield i + 1, lambda example=example: example
-    elif suffix in (".csv", ".tsv"):
-        yield from rows(path, detector.preparation["columns"], "\t" if suffix == ".tsv" else None)
+    elif suffix in reading.TABLES:
+        yield from detector.rows(path)
     else:
         raise ValueError(
-            f"{path} must be a folder of photos, or end in .npy, .csv, .tsv or one of {', '.join(PHOTOS)}."
+            f"{path} must be a folder of photos, or end in .npy or one of {', '.join(reading.TABLES + pixels.SUFFIXES)}."
         )
-
-
-def rows(path, columns, delimiter):
-    """Yields `(number, function)` for every row of a table: its training columns by name, or all in order if there are no names."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        lines = csv.reader(file, delimiter=delimiter or max(",;\t|", key=first.count))
-        names = next(lines)
-        try:
-            lines, taken = itertools.chain([[float(cell) for cell in names]], lines), range(len(names))
-        except ValueError:
-            if missing := [name for name in columns or names if name not in names]:
-                raise ValueError(f"{path} lacks the columns {', '.join(missing)}.") from None
-            taken = [names.index(name) for name in columns or names]
-        for i, line in enumerate(lines):
-            yield i + 1, lambda line=line: np.array([float(line[j]) for j in taken])
 
 
 def main(path):
@@ -120,24 +116,29 @@ def main(path):
     detector = Detector(Path(__file__).parent)
     out = csv.writer(sys.stdout, lineterminator="\n")
     path = Path(path)
-    out.writerow(["file" if path.is_dir() or path.suffix.lower() in PHOTOS else "row", "score", "anomaly"])
-    unread, found = 0, examples(detector, path)
+    found = examples(detector, path)
+    out.writerow(["file" if path.is_dir() or reading.suffix(path) in pixels.SUFFIXES else "row", "score", "anomaly"])
+    unread = 0
     while some := list(itertools.islice(found, AT_ONCE)):
         names, batch = [], []
         for name, read in some:
             try:
-                batch.append(read())
+                batch.append(detector.prepared(read()[None]))
                 names.append(name)
             except Exception as error:  # decoders raise all kinds; the next example may be readable
                 unread += 1
                 print(f"{name}: {error}", file=sys.stderr)
         if batch:
-            for name, score in zip(names, detector.scores(np.stack(batch)), strict=True):
+            for name, score in zip(names, detector.scores(np.concatenate(batch)), strict=True):
                 out.writerow([name, f"{score:.7g}", int(score < detector.threshold)])
     return unread
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    sys.exit(1 if main(sys.argv[1]) else 0)
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(1 if main(sys.argv[1]) else 0)
+    except (ValueError, OSError, ImportError) as problem:
+        sys.exit(f"Error: {problem}")

@@ -16,7 +16,7 @@ def detect():
     """Find anomalies: fit a detector to examples, score new ones, run it on a server without TensorFlow."""
 
 
-@detect.command("fit")
+@detect.command("fit", cls=shared.TakingColumns)
 @click.argument("data")
 @click.option("--folder", type=shared.PATH, required=True, metavar="DETECTOR", help="Where to write the detector.")
 @click.option(
@@ -90,7 +90,9 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
 @click.argument("data")
 @click.argument("out", type=shared.PATH, required=False)
 @shared.array_option
+@shared.columns_option
 @shared.skip_option
+@shared.table_options
 @shared.overwrite_option
 @shared.json_option
 def score(detector, data, out, overwrite, as_json, **reading):
@@ -108,10 +110,11 @@ def score(detector, data, out, overwrite, as_json, **reading):
         if out.suffix not in shared.TABLE_SUFFIXES:
             raise click.UsageError(f"OUT must end in {', '.join(shared.TABLE_SUFFIXES)}. Received: {out}")
         shared.check_out(out, shared.TABLE_SUFFIXES, overwrite, data)
+    reading = shared.reading(reading)
     files.check(data, **reading)
     with shared.reporting(as_json) as show:
         scorer = detectors.Scorer(detector)
-        read = files.read(data, like=scorer.preparation, **reading)
+        read = scorer.read(data, **reading)
         scores = scorer.scores(read.values)
         rows = detectors.rows(read, scores, scorer.threshold)
         num_anomalies = sum(rows["anomaly"])

@@ -94,7 +94,7 @@ def is_path(data, split=None, data_dir=None, **options):
     Args:
         data: what was given.
         split, data_dir: of a dataset by its name.
-        **options: of `kerasae.data.files.read`.
+        **options: of the command, as `shared.reading` takes them.
 
     Raises:
         FileNotFoundError: where it can only mean files that there aren't.
@@ -102,8 +102,8 @@ def is_path(data, split=None, data_dir=None, **options):
     """
     from kerasae.data import files
 
-    path = Path(data).expanduser()
-    looks = data.startswith((".", "/", "~")) or path.suffix.lower() in files.SUFFIXES
+    options, path = shared.reading(options), Path(data).expanduser()
+    looks = data.startswith((".", "/", "~")) or files.suffix(path) in files.SUFFIXES
     if path.exists() or looks:
         files.check(data, **options)
     return path.exists()
@@ -122,10 +122,12 @@ def dataset_errors(data):
 
 def examples_of(opened, data, data_dir=None, split="test", **options):
     """`(Files, apply)` of DATA for a model: `apply` makes stored values the model's input."""
-    from kerasae.data import datasets, files
+    from kerasae.data import datasets, files, reading
     from kerasae.data.preparation import Preparation
 
     if is_path(data, **options):
+        own = opened.recipe.data.model_dump() if opened.recipe else {}
+        options = {**reading.dialect(data, own), **shared.reading(options)}
         return files.read(data, like=opened.preparation, **options), opened.preparation.apply
     with dataset_errors(data):
         loaded = datasets.load_with_labels_if_any(data, data_dir)
@@ -145,9 +147,17 @@ def held_out(opened, data_dir):
     if opened.recipe is None:
         raise click.UsageError("Which data? --data names a dataset, a folder of images, or an array or table file.")
     loaded = examples.load(opened.recipe, data_dir)
-    if opened.facts and opened.facts.get("fingerprint") != loaded.facts.get("fingerprint"):
+    facts, now = opened.facts or loaded.facts, loaded.facts
+    if facts.get("fingerprint") != now.get("fingerprint"):
         raise ValueError(
             f"The data in {opened.recipe.data.path} have changed since the model was trained, so which were held out can't be told. "
             "Name data with --data."
+        )
+    ways = [(f["num_train"], f["num_test"], f["preparation"].get("columns")) for f in (facts, now)]
+    if ways[0] != ways[1]:
+        raise ValueError(
+            f"{opened.recipe.data.path} was read otherwise when the model was trained: {ways[0][0]} and {ways[0][1]} rows of the columns "
+            f"{ways[0][2]}, now {ways[1][0]} and {ways[1][1]} of {ways[1][2]}. Name data with --data, or say in recipe.toml how to read it "
+            "(header, columns)."
         )
     return loaded

@@ -59,7 +59,17 @@ data_dir_option = click.option(
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 array_option = click.option("--array", metavar="NAME", help="Which array of an .npz file.")
-skip_option = click.option("--skip-unreadable", is_flag=True, help="Leave out images that can't be read.")
+skip_option = click.option(
+    "--skip-unreadable", is_flag=True, help="Leave out images that can't be read, rows with gaps, and columns of text."
+)
+columns_option = click.option("--columns", metavar="A,B", help="Use only these columns of a table.")
+# How a text table is written, where what it looks like misleads.
+table_options = options(
+    click.option("--header/--no-header", default=None, help="Whether a table's first line names the columns."),
+    click.option("--decimal", type=click.Choice([".", ","]), help="The sign of decimals in a table."),
+    click.option("--encoding", metavar="NAME", help="A table's encoding, such as latin-1."),
+    click.option("--separator", metavar="CHARACTER", help='Between the cells of a table; "tab" is one too.'),
+)
 _labels_option = click.option(
     "--labels", metavar="NAME", help="Where the classes are: a column or an .npz file's array."
 )
@@ -73,8 +83,10 @@ source_options = options(
         help="Which part of a dataset by name.",
     ),
     array_option,
+    columns_option,
     _labels_option,
     skip_option,
+    table_options,
     data_dir_option,
 )
 # How DATA is read that something is fitted to: keywords that `reading` takes.
@@ -82,22 +94,40 @@ reading_options = options(
     click.option("--image-size", type=Numbers("HxW", "x"), help="Scale and crop images to this size: 64 or 48x64."),
     click.option("--color", type=click.Choice(["grey", "rgb"]), help="How images are read. [grey if all are grey]"),
     skip_option,
-    click.option("--columns", metavar="A,B", help="Use only these columns of a table."),
-    click.option("--drop", multiple=True, metavar="COLUMN", help="Leave this column out; repeat for more."),
+    columns_option,
+    click.option("--drop", multiple=True, metavar="COLUMN", help="Leave this column out, or several: a b, or a,b."),
     array_option,
     _labels_option,
+    table_options,
 )
+
+
+class TakingColumns(click.Command):
+    """A command whose `--drop a b` means `--drop a --drop b`, where `b` can be nothing else."""
+
+    def parse_args(self, ctx, args):
+        args = list(args)
+        # A word too many, after the column of a --drop, is another column.
+        while self.make_parser(ctx).parse_args(list(args))[1]:
+            words = zip(args, args[2:], strict=False)
+            place = next((i for i, (a, b) in enumerate(words) if a == "--drop" and not b.startswith("-")), None)
+            if place is None:
+                break
+            args.insert(place + 2, "--drop")
+        return super().parse_args(ctx, args)
 
 
 def reading(given):
     """The given ones among the keywords of `reading_options`, as `kerasae.data.files.read` wants them."""
     from kerasae.data import files
 
-    given = {name: given[name] for name in files.OPTIONS if given[name]}
+    given = {
+        name: given[name] for name in files.OPTIONS if given.get(name) or (name == "header" and given[name] is not None)
+    }
     if "image_size" in given:
         size = given["image_size"]
-        given["image_size"] = size * 2 if len(size) == 1 else size
-    if "columns" in given:
+        given["image_size"] = list(size) * 2 if len(size) == 1 else size
+    if isinstance(given.get("columns"), str):
         given["columns"] = [c.strip() for c in given["columns"].split(",")]
     if "drop" in given:
         given["drop"] = list(given["drop"])

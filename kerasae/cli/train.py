@@ -36,7 +36,7 @@ Options override a recipe file. --resume continues a run that was stopped.
 )
 
 
-@click.command(options_metavar="--data DATA --folder RUN [OPTIONS]", help=_HELP)
+@click.command(cls=shared.TakingColumns, options_metavar="--data DATA --folder RUN [OPTIONS]", help=_HELP)
 @click.argument("what", metavar="FAMILY|RECIPE.toml", required=False)
 @click.option(
     "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv, .tsv or .parquet.', metavar="DATA"

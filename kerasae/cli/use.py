@@ -129,6 +129,8 @@ def encode(model, out, **given):
         beside = {}
         if files.names is not None:
             beside["file"] = np.asarray(files.names)
+        if files.rows is not None:
+            beside["row"] = files.rows
         if files.labels is not None:
             beside["label"] = shared.class_names(files.labels, files.classes)
         shared.write_numbers(out, z, [f"z_{i + 1}" for i in range(z[0].size)], "z", beside)
@@ -155,7 +157,7 @@ def reconstruct(model, out, **given):
                 made = opened.model.predict(apply(part), batch_size=256, verbose=0)
                 yield made if named else opened.preparation.invert(made)
 
-        _write_examples(out, rows(), num, opened.preparation, files.names)
+        _write_examples(out, rows(), num, opened.preparation, files.names, files.rows)
         show({"model": model, "out": out, "num": num}, f"Wrote {num:,} reconstructions to {out}")
 
 
@@ -194,8 +196,8 @@ def _parts(values):
     return (values[i : i + _ROWS_AT_ONCE] for i in range(0, len(values), _ROWS_AT_ONCE))
 
 
-def _write_examples(out, parts, num, preparation, names):
-    """Writes examples, `parts` of them at a time."""
+def _write_examples(out, parts, num, preparation, names, rows=None):
+    """Writes examples, `parts` of them at a time; `rows` are their numbers where some were left out."""
     import numpy as np
 
     first = next(parts)
@@ -212,7 +214,8 @@ def _write_examples(out, parts, num, preparation, names):
     if out.suffix:
         values = np.concatenate(list(itertools.chain([first], parts)))
         columns = preparation.columns or [f"x_{i + 1}" for i in range(values[0].size)]
-        shared.write_numbers(out, values, columns, "x", {"file": np.asarray(names)} if names else {})
+        beside = {"file": np.asarray(names)} if names else {} if rows is None else {"row": rows}
+        shared.write_numbers(out, values, columns, "x", beside)
         return
     if first.ndim != 4 or first.shape[-1] not in (1, 3) or first.min() < -0.5 or first.max() > 1.5:
         raise ValueError(

@@ -6,12 +6,15 @@ from kerasae import checks
 
 SUFFIXES = (".npy", ".npz")
 
+_ROWS_AT_ONCE = 4096
 
-def read(path, name, labels):
+
+def read(path, name, labels, skip_unreadable=False):
     """Examples, and their labels or None; arguments as in `kerasae.data.files.read`.
 
     Returns:
-        `(values, labels)`: numbers of `(n, features)` or `(n, height, width, channels)`, and one class per example.
+        `(values, labels, rows, said)`: numbers of `(n, features)` or `(n, height, width, channels)`; one class per example; the numbers of
+        the examples, from 1, where some are left out, or None; and what was read, in words.
     """
     try:
         # Not read until it is needed; never unpickled, which could run code.
@@ -30,6 +33,8 @@ def read(path, name, labels):
             except ValueError as error:
                 raise ValueError(f"{path} can't be read: {error}") from error
     values = stored
+    if values.dtype.kind not in "buif" and "float" not in values.dtype.name:
+        raise ValueError(f"{path} must hold numbers. Received: {values.dtype}")
     if values.dtype == bool:
         values = values.astype("float32")
     if values.ndim < 2:
@@ -44,4 +49,29 @@ def read(path, name, labels):
         )
     if labels is not None and np.shape(labels) != (len(values),):
         raise ValueError(f"labels must hold one class per example, {len(values)}. Received shape: {np.shape(labels)}")
-    return values, labels
+    rows, kind = None, "pixels" if values.ndim > 2 else "numbers"
+    said = f"{len(values):,} examples of shape {values.shape[1:]}, {kind} in {values.dtype}" + (
+        f", array {name!r}" if name else ""
+    )
+    finite = _finite(values)
+    if not finite.all():
+        first = int(np.flatnonzero(~finite)[0]) + 1
+        if not skip_unreadable or not finite.any():
+            raise ValueError(
+                f"{path} holds NaN or infinity in {(~finite).sum():,} of {len(values):,} examples, first in example {first}. Fill them, or "
+                "leave them out with skip_unreadable (--skip-unreadable)."
+            )
+        rows = np.flatnonzero(finite) + 1
+        said += f", left out {len(values) - len(rows):,} with NaN or infinity, the first: example {first}"
+        values, labels = values[finite], None if labels is None else labels[finite]
+    return values, labels, rows, said
+
+
+def _finite(values):
+    """Which examples hold finite numbers alone."""
+    if values.dtype.kind in "iu":
+        return np.ones(len(values), bool)
+    parts = (values[i : i + _ROWS_AT_ONCE] for i in range(0, len(values), _ROWS_AT_ONCE))
+    return np.concatenate(
+        [np.isfinite(part.reshape(len(part), -1)).all(axis=1) for part in parts] or [np.ones(0, bool)]
+    )

@@ -2,22 +2,30 @@
 
 import collections
 import dataclasses
+import logging
 import math
 from pathlib import Path
 
 import numpy as np
 
 from kerasae import writing
-from kerasae.data import arrays, images, tables
+from kerasae.data import arrays, images, reading, tables
+from kerasae.data.reading import suffix
+
+_logger = logging.getLogger(__name__)
 
 SUFFIXES = images.SUFFIXES + tables.SUFFIXES + arrays.SUFFIXES
-OPTIONS = ("image_size", "color", "array", "columns", "drop", "labels", "skip_unreadable")  # of `read`
+# Of `read`:
+OPTIONS = ("image_size", "color", "array", "columns", "drop", "labels", "skip_unreadable", *reading.OPTIONS)
 _MINIMUM = 10  # examples: fewer can't be split into training and test data
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Examples as read: `values` as stored, `(n, ...)`; `names` of the images; `labels`, integers into `classes`, or None."""
+    """Examples as read: `values` as stored, `(n, ...)`; `names` of the images; `labels`, integers into `classes`, or None.
+
+    `rows` are the numbers of the examples in their file, from 1, if some were left out, else None; `levels` is `Preparation`'s.
+    """
 
     kind: str  # "images", "array" or "table"
     values: np.ndarray
@@ -26,6 +34,14 @@ class Files:
     columns: list | None = None
     labels: np.ndarray | None = None
     classes: list | None = None
+    rows: np.ndarray | None = None
+    levels: tuple | None = None
+
+    def numbers(self, indices):
+        """What to call these examples: their files' names, or their numbers in the file, from 1."""
+        return [
+            self.names[i] if self.names else int(i) + 1 if self.rows is None else int(self.rows[i]) for i in indices
+        ]
 
 
 def read(
@@ -39,8 +55,9 @@ def read(
     labels=None,
     skip_unreadable=False,
     fallback_size=None,
+    **dialect,
 ):
-    """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table.
+    """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table; logs in one line what was read.
 
     Images are turned as their camera says, scaled so that they cover `image_size`, and cropped around the middle. Classes are the names of
     the subfolders, if all images lie in one.
@@ -54,8 +71,11 @@ def read(
         columns: names of a table's columns to take. Default: all but `drop` and `labels`.
         drop: names of a table's columns to leave out.
         labels: a table's column, or an `.npz` file's array, of classes.
-        skip_unreadable: whether images that can't be read are left out, with a warning, instead of an error.
+        skip_unreadable: whether images that can't be read, rows with gaps and columns of text are left out, with a warning, instead of an
+            error.
         fallback_size: `image_size` if none is given and images differ in size, or are large. Default: an error.
+        **dialect: of a CSV table, where what it looks like misleads: `header=False` if its first line is a row, `decimal=","`,
+            `encoding="latin-1"`, `separator=";"`.
 
     Returns:
         `Files`.
@@ -76,26 +96,32 @@ def read(
     x_train, x_test = (prepared.apply(mine.values[i]) for i in (train, test))
     ```
     """
-    kind = check(path, image_size, color, array, columns, drop, labels, skip_unreadable)
+    kind = check(path, image_size, color, array, columns, drop, labels, skip_unreadable, **dialect)
     path = Path(path).expanduser()
-    names = taken = None
+    names = taken = rows = levels = None
     if kind == "images":
         if like is not None and len(like.shape) not in (2, 3):
             raise ValueError(f"The model takes rows of {math.prod(like.shape)} numbers, not images. Received: {path}")
-        values, names, fingerprint = images.read(path, like, image_size, color, skip_unreadable, fallback_size)
+        values, names, fingerprint, levels, said = images.read(
+            path, like, image_size, color, skip_unreadable, fallback_size
+        )
         folders = [name.split("/")[0] for name in names if "/" in name]
         labels = folders if len(folders) == len(names) and len(set(folders)) > 1 else None
     else:
         if kind == "array":
-            values, labels = arrays.read(path, array, labels)
+            values, labels, rows, said = arrays.read(path, array, labels, skip_unreadable)
         else:
-            values, taken, labels = tables.read(path, like, columns, drop, labels)
+            values, taken, labels, rows, said = tables.read(path, like, columns, drop, labels, skip_unreadable, dialect)
+            kind = "table" if taken else "array"  # lists and tensors are an array's
         fingerprint = writing.sha256(path)
+    _logger.log(logging.WARNING if "left out" in said else logging.INFO, "%s: %s", path.name, said)
     labels, classes = (None, None) if labels is None else _encode_labels(labels)
-    return Files(kind, values, f"sha256:{fingerprint}", names, taken, labels, classes)
+    return Files(kind, values, f"sha256:{fingerprint}", names, taken, labels, classes, rows, levels)
 
 
-def check(path, image_size=None, color=None, array=None, columns=None, drop=(), labels=None, skip_unreadable=False):
+def check(
+    path, image_size=None, color=None, array=None, columns=None, drop=(), labels=None, skip_unreadable=False, **dialect
+):
     """The kind of data that `read` would find, judged by names alone: `"images"`, `"array"` or `"table"`.
 
     Raises:
@@ -106,26 +132,26 @@ def check(path, image_size=None, color=None, array=None, columns=None, drop=(), 
         raise FileNotFoundError(f"There is no file or folder {str(named)!r}.")
     if not path.is_dir():
         writing.check_regular(path)
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix in images.SUFFIXES:
-        _refuse({"array": array, "columns": columns, "drop": drop, "labels": labels}, "a folder of images", path)
-        if path.is_dir() and not any(p.suffix.lower() in images.SUFFIXES for p in images.walk(path)):
-            others = collections.Counter(p.suffix.lower() or p.name for p in images.walk(path)).most_common(3)
+    if path.is_dir() or suffix(path) in images.SUFFIXES:
+        given = {"array": array, "columns": columns, "drop": drop, "labels": labels, **dialect}
+        _refuse(given, "a folder of images", path)
+        if path.is_dir() and not any(suffix(p) in images.SUFFIXES for p in images.walk(path)):
+            others = collections.Counter(suffix(p) or p.name for p in images.walk(path)).most_common(3)
             raise ValueError(
                 f"There are no images in {path}: expected files that end in {', '.join(images.SUFFIXES)}. "
                 + ("Found: " + ", ".join(f"{n} {suffix}" for suffix, n in others) if others else "It is empty.")
             )
         return "images"
-    if suffix not in SUFFIXES:
+    if suffix(path) not in SUFFIXES:
         raise ValueError(
             f"{path} must be a folder of images, or end in one of {', '.join(arrays.SUFFIXES + tables.SUFFIXES)}."
         )
-    _refuse({"image_size": image_size, "color": color, "skip_unreadable": skip_unreadable}, "a file", path)
-    if suffix in tables.SUFFIXES:
+    _refuse({"image_size": image_size, "color": color}, "a file", path)
+    if suffix(path) in tables.SUFFIXES:
         _refuse({"array": array}, "a table", path)
         return "table"
-    of_npz = {"array": array, "labels": labels} if suffix == ".npy" else {}
-    _refuse({"columns": columns, "drop": drop, **of_npz}, suffix, path)
+    of_npz = {"array": array, "labels": labels} if suffix(path) == ".npy" else {}
+    _refuse({"columns": columns, "drop": drop, **dialect, **of_npz}, suffix(path), path)
     return "array"
 
 
@@ -141,7 +167,7 @@ def split(num_examples, test_fraction, seed):
 
 
 def _refuse(options, what, path):
-    if given := [name for name, value in options.items() if value]:
+    if given := [name for name, value in options.items() if value or (name == "header" and value is not None)]:
         raise ValueError(f"{given[0]!r} doesn't apply to {what}. Received: {path}")
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import io
 import logging
 import math
 import os
@@ -10,10 +9,11 @@ import os
 import numpy as np
 
 from kerasae import checks, writing
+from kerasae.data.reading import pixels, suffix
+from kerasae.data.reading.pixels import SUFFIXES, walk
 
 _logger = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 COLORS = {"grey": ("L", 1), "rgb": ("RGB", 3)}
 _LARGEST_SIDE = 256  # pixels; larger images are not taken as they are without being asked for
 
@@ -22,36 +22,39 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
     """Images of one size; arguments as in `kerasae.data.files.read`.
 
     Returns:
-        `(values, names, fingerprint)`: bytes of `(n, height, width, channels)`, paths within the folder, and a hash of both.
+        `(values, names, fingerprint, levels, said)`: bytes of `(n, height, width, channels)`; paths within the folder; a hash of both; what
+        was black and white in pixels that are no bytes, or None; and what was read, in words.
     """
     root = path if path.is_dir() else path.parent
     found = sorted(walk(path)) if path.is_dir() else [path]
-    paths = [p for p in found if p.suffix.lower() in SUFFIXES]
+    paths = [p for p in found if suffix(p) in SUFFIXES]
     headers, unreadable = {}, {}
     for p in paths:
         try:
-            headers[p] = _header(p)
+            headers[p] = pixels.header(p)
         except Exception as error:  # Pillow's decoders may raise anything
-            unreadable[p] = _reason(error)
+            unreadable[p] = pixels.reason(error, p)
     _report_unreadable(unreadable, root, skip_unreadable, bool(headers))
     if like is not None:
         shape = like.shape if len(like.shape) == 3 else (*like.shape, 1)
         image_size, color = shape[:2], {1: "grey", 3: "rgb"}.get(shape[2])
         if color is None:
             raise ValueError(f"The model takes examples of shape {like.shape}, and images have 1 or 3 channels.")
-    color = color or ("grey" if all(grey for _, grey in headers.values()) else "rgb")
+    color = color or ("grey" if all(grey for _, grey, *_ in headers.values()) else "rgb")
     mode, channels = COLORS[checks.choice(color, "color", COLORS)]
     if image_size is None:
-        image_size = _common_size([size for size, _ in headers.values()], path, fallback_size)
+        image_size = _common_size([size for size, *_ in headers.values()], path, fallback_size)
     height, width = checks.positive_ints(image_size, "image_size")
     checks.memory((len(headers), height, width, channels), np.uint8, path)
     values = np.empty((len(headers), height, width, channels), np.uint8)
+    deep = [extremes for *_, extremes in headers.values() if extremes]
+    levels = like.levels if like is not None else _levels(deep)
     digests = [None] * len(headers)
 
     def decode(i, p):
         content = p.read_bytes()
         digests[i] = writing.sha256(content)
-        values[i] = _pixels(content, (width, height), mode)
+        values[i] = pixels.pixels(content, (width, height), mode, levels)
 
     from tqdm import tqdm
 
@@ -63,60 +66,46 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
         tasks = {pool.submit(decode, i, p): p for i, p in enumerate(headers)}
         for task in concurrent.futures.as_completed(tasks):
             if (error := task.exception()) is not None:
-                unreadable[tasks[task]] = _reason(error)
+                unreadable[tasks[task]] = pixels.reason(error, tasks[task])
             progress.update()
     kept = [i for i, p in enumerate(headers) if p not in unreadable]
     _report_unreadable({p: unreadable[p] for p in headers if p in unreadable}, root, skip_unreadable, bool(kept))
-    names = [p.relative_to(root).as_posix() for p in headers]
+    names = [pixels.name(p, root) for p in headers]
+    others = collections.Counter(map(suffix, set(found) - set(paths)))
+    said = f"{len(kept):,} images to {width}x{height} pixels, {color}{_said(headers, deep, levels, others)}"
     if len(kept) < len(names):
         values, names, digests = values[kept], [names[i] for i in kept], [digests[i] for i in kept]
-    return values, names, writing.sha256("\n".join(f"{d} {n}" for d, n in zip(digests, names, strict=True)).encode())
+    fingerprint = writing.sha256("\n".join(f"{d} {n}" for d, n in zip(digests, names, strict=True)).encode())
+    return values, names, fingerprint, levels, said
 
 
-def walk(folder):
-    """The folder's files at every depth, but for hidden ones and those that archives add."""
-    for p in folder.rglob("*"):
-        if not any(part.startswith(".") or part == "__MACOSX" for part in p.relative_to(folder).parts) and p.is_file():
-            yield p
+def _levels(deep):
+    """What is black and white in all images whose pixels are no bytes; None where there are none."""
+    if not deep:
+        return None
+    lows, highs, dtypes = zip(*deep, strict=True)
+    return pixels.levels(min(lows), max(highs), np.result_type(*dtypes))
 
 
-def _header(path):
-    """((height, width) as seen, whether the image is grey)."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
-        if image.getexif().get(0x0112, 1) >= 5:  # its orientation lies it on its side
-            width, height = height, width
-        return (height, width), image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-
-
-def _pixels(content, size, mode):
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(content)) as image:
-        image.draft(None, (2 * max(size), 2 * max(size)))  # a JPEG is decoded no larger than is needed
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits
-            image = Image.fromarray((np.asarray(image, "float32") / 257).round().clip(0, 255).astype("uint8"))
-        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert(mode)
-        if image.size != size:
-            image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-        return np.asarray(image).reshape(*size[::-1], -1)
-
-
-def _reason(error):
-    from PIL import UnidentifiedImageError
-
-    return "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+def _said(headers, deep, levels, others):
+    if deep:
+        of = "each by its own" if levels is None else f"{levels[0]:g} to {levels[1]:g}"
+        said = f", {len(deep):,} of them of more than 8 bits ({of}) scaled to 8"
+    else:
+        said = ", 8 bits"
+    if beyond := sum(high > levels[1] for _, high, _ in deep) if levels else 0:
+        said += f", {beyond:,} with values beyond, which are cut"
+    if several := sum(pages > 1 for _, _, pages, _ in headers.values()):
+        said += f", the first page alone of {several:,} with several"
+    if others:
+        said += ", left out " + ", ".join(f"{n:,} {end or 'without a suffix'}" for end, n in others.most_common(5))
+    return said
 
 
 def _report_unreadable(unreadable, root, skip, any_left):
     if not unreadable:
         return
-    named = checks.listed(f"{p.relative_to(root).as_posix()} ({reason})" for p, reason in unreadable.items())
+    named = checks.listed(f"{pixels.name(p, root)} ({reason})" for p, reason in unreadable.items())
     message = f"{len(unreadable)} of the images can't be read: {named}."
     if not skip or not any_left:
         raise ValueError(f"{message} Remove them, or leave them out with skip_unreadable (--skip-unreadable).")

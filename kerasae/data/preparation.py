@@ -21,6 +21,7 @@ class Preparation:
             data's range becomes [0, 1], values beyond are clipped; or `"standard"`: mean 0 and variance 1 on the training data.
         offset, scale: one number, or one per column.
         columns: of a table, in order. Default: all it has.
+        levels: of image files whose pixels are no bytes (10 to 32 bits, floats): what becomes black and white. Default: each file's own.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Preparation:
     offset: tuple = (0.0,)
     scale: tuple = (1.0,)
     columns: tuple | None = None
+    levels: tuple | None = None
 
     @classmethod
     def fit(cls, files, train, scaling="auto", unit_interval=False):
@@ -47,13 +49,13 @@ class Preparation:
         is_table = len(shape) == 1
         columns = None if files.columns is None else tuple(files.columns)
         if values.dtype == np.uint8 and scaling == "auto":
-            return cls(files.kind, shape, "pixels", (0.0,), (255.0,), columns)
+            return cls(files.kind, shape, "pixels", (0.0,), (255.0,), columns, files.levels)
         numbers = checks.array(values, name="data")[train].astype("float64")
         if scaling == "auto":
             if is_table:
                 scaling = "minmax" if unit_interval else "standard"
             elif values.min() >= 0 and values.max() <= 1:
-                return cls(files.kind, shape, "pixels", columns=columns)
+                return cls(files.kind, shape, "pixels", columns=columns, levels=files.levels)
             else:
                 scaling = "minmax"
         axis = 0 if is_table else None  # an image's pixels share one scale
@@ -65,7 +67,7 @@ class Preparation:
             offset, scale = numbers.mean(axis), numbers.std(axis)
         # A constant column stays constant.
         scale = np.where(np.asarray(scale) > 0, scale, 1.0)
-        return cls(files.kind, shape, scaling, _numbers(offset), _numbers(scale), columns)
+        return cls(files.kind, shape, scaling, _numbers(offset), _numbers(scale), columns, files.levels)
 
     @classmethod
     def of_model(cls, input_shape):

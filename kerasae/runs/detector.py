@@ -40,6 +40,7 @@ class Examples:
     x_train: object
     groups: dict
     seed: int
+    dialect: dict
 
 
 def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_SAMPLES, n_references=None, **reading):
@@ -56,21 +57,21 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
     Returns:
         `Examples`.
     """
-    import numpy as np
-
     from kerasae.data import files
+    from kerasae.data.reading import dialect
 
     read = files.read(data, **reading, fallback_size=_IMAGE_SIZE if files.check(data) == "images" else None)
     train, test = files.split(len(read.values), test_fraction, seed)
     preparation = _preparation(read, train)
-    groups = {_HELD_OUT: (preparation.apply(read.values[test]), _names(read, test))}
+    groups = {_HELD_OUT: (preparation.apply(read.values[test]), read.numbers(test))}
     if anomalies is not None:
-        known = files.read(anomalies, like=preparation, skip_unreadable=reading.get("skip_unreadable", False))
-        groups[_KNOWN] = (preparation.apply(known.values), _names(known, np.arange(len(known.values))))
+        skip = reading.get("skip_unreadable", False)
+        known = files.read(anomalies, like=preparation, skip_unreadable=skip, **dialect(anomalies, reading))
+        groups[_KNOWN] = (preparation.apply(known.values), known.numbers(range(len(known.values))))
     _check_memory(data, len(train), preparation.shape, checks.positive_int(max_samples, "max_samples"), n_references)
     x_train = preparation.apply(read.values[train])
     _logger.info("%s: %s; %d to fit, %d held out", Path(data).name, preparation.describe(), len(train), len(test))
-    return Examples(data, read, preparation, x_train, groups, seed)
+    return Examples(data, read, preparation, x_train, groups, seed, dialect(data, reading))
 
 
 def _check_memory(data, num_train, shape, max_samples, n_references):
@@ -158,7 +159,7 @@ def fit(given, folder, options, verbose="auto", start_again=False):
         (beside / "detector.pkl").write_bytes(pickle.dumps(detector))
         writing.json(beside / "metrics.json", made)
         _write_scores(beside / "scores.csv", given.read, given.groups, scores, detector.offset_)
-        server.write(beside / "server", detector, given.preparation, given.groups[_HELD_OUT][0])
+        server.write(beside / "server", detector, given.preparation, given.groups[_HELD_OUT][0], given.dialect)
         _write_report(beside, given.preparation, made, given.groups, scores)
     writing.remove(checkpoint)
     return made
@@ -208,16 +209,13 @@ def _preparation(read, train):
     return Preparation.fit(read, train, "none")
 
 
-def _names(read, indices):
-    return [read.names[i] for i in indices] if read.names else [int(i) + 1 for i in indices]
-
-
 def rows(read, scores, threshold):
     """Columns of a table: each example's file or row, its score, and 1 where it is called an anomaly."""
-    import numpy as np
-
-    names = _names(read, np.arange(len(scores)))
-    return {_naming(read): names, "score": scores.tolist(), "anomaly": (scores < threshold).astype(int).tolist()}
+    return {
+        _naming(read): read.numbers(range(len(scores))),
+        "score": scores.tolist(),
+        "anomaly": (scores < threshold).astype(int).tolist(),
+    }
 
 
 def _naming(read):
@@ -310,7 +308,7 @@ def _write_report(folder, preparation, made, groups, scores):
 
 
 class Scorer:
-    """Scores by the exported detector in a folder that `fit` filled, without TensorFlow: `threshold`, `preparation`, `scores`.
+    """Scores by the exported detector in a folder that `fit` filled, without TensorFlow: `threshold`, `preparation`, `read`, `scores`.
 
     Raises:
         ValueError: where it is no such folder, or its files are not those that were exported.
@@ -326,7 +324,14 @@ class Scorer:
         facts = json.loads((inside / "detector.json").read_text())
         self.threshold = facts["threshold"]
         self.preparation = Preparation.from_dict(facts["preparation"])
+        self._dialect = facts.get("dialect", {})
         self._score = Bundle(inside / "bundle").open("score_samples")
+
+    def read(self, data, **options):
+        """`kerasae.data.files.Files` that fit the detector; options as of `kerasae.data.files.read`."""
+        from kerasae.data import files, reading
+
+        return files.read(data, like=self.preparation, **{**reading.dialect(data, self._dialect), **options})
 
     def scores(self, values):
         """The scores of examples as they are stored, `(n,)`: higher is more normal."""

@@ -51,16 +51,7 @@ def load(recipe, data_dir=None, unit_interval=None):
         shape = train[0].shape[1:]
         preparation, facts, classes = Preparation("images", shape, "pixels", (0.0,), (255.0,)), {}, None
     else:
-        read = files.read(
-            source.path,
-            image_size=source.image_size,
-            color=source.color,
-            array=source.array,
-            columns=source.columns,
-            drop=source.drop,
-            labels=source.labels,
-            skip_unreadable=source.skip_unreadable,
-        )
+        read = files.read(source.path, **{name: getattr(source, name) for name in files.OPTIONS})
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
         if unit_interval is None and values.ndim == 2 and source.scaling == "auto":
@@ -75,7 +66,7 @@ def load(recipe, data_dir=None, unit_interval=None):
         if read.names is not None:
             facts["test_files"] = [read.names[i] for i in indices[1]]
         else:
-            facts["test_rows"] = indices[1].tolist()
+            facts["test_rows"] = [number - 1 for number in read.numbers(indices[1])]
     return Dataset(
         train,
         test,

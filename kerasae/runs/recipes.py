@@ -43,6 +43,11 @@ class Data(_Section):
     drop: list[str] = []
     labels: str | None = None
     skip_unreadable: bool = False
+    # How a text table is written, where what it looks like misleads.
+    header: bool | None = None
+    decimal: Literal[".", ","] | None = None
+    encoding: str | None = None
+    separator: str | None = None
     scaling: Literal["auto", "none", "minmax", "standard"] = "auto"
     # The share of own files that is held out as the test set, chosen by the recipe's seed.
     test_fraction: float = pydantic.Field(0.1, gt=0, lt=1)

@@ -1,6 +1,5 @@
 """The folder that scores examples on a machine without TensorFlow: the detector as a bundle, a script, and a README."""
 
-import shutil
 from pathlib import Path
 
 from kerasae import writing
@@ -53,9 +52,10 @@ _PHOTO_STEPS = """- A photo is turned as its camera says (EXIF), and what is tra
 - Its bytes are divided by 255: pixels in [0, 1], rows from the top."""
 
 
-def write(folder, detector, preparation, x):
-    """Writes the folder that runs a fitted detector without TensorFlow."""
+def write(folder, detector, preparation, x, dialect):
+    """Writes the folder that runs a fitted detector without TensorFlow; `dialect` is how its tables are written, as far as was said."""
     from kerasae import export
+    from kerasae.data import reading
 
     folder.mkdir()
     export.export(detector, folder / "bundle", x=x, tolerance=_TOLERANCE)
@@ -65,10 +65,21 @@ def write(folder, detector, preparation, x):
         "direction": "higher is more normal; below the threshold an example is an anomaly",
         "preparation": preparation.to_dict(),
         "color": color(preparation),
+        "dialect": dialect,
     }
     writing.json(folder / "detector.json", facts)
-    shutil.copy(Path(export.__file__).with_name("clients") / "score.py", folder)
+    (folder / "reading").mkdir()
+    for path in Path(reading.__file__).parent.glob("*.py"):
+        (folder / "reading" / path.name).write_text(_standing_alone(path), encoding="utf-8")
+    program = Path(export.__file__).with_name("clients") / "score.py"
+    (folder / "score.py").write_text(_standing_alone(program), encoding="utf-8")
     (folder / "README.md").write_text(_readme(facts), encoding="utf-8")
+
+
+def _standing_alone(path):
+    """A module's text, where what it imports of kerasae lies beside it."""
+    text = path.read_text(encoding="utf-8").replace("from kerasae.data import reading", "import reading")
+    return text.replace("kerasae.data.reading", "reading")
 
 
 def _readme(facts):
