@@ -47,30 +47,34 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect):
             left_out |= dict.fromkeys((name for name in names if name not in columns), "not among the columns")
     if not taken:
         raise ValueError(f"No column of {path} is left.")
-    width = (1,) if lists == taken else (len(taken),)
-    checks.memory((table.num_rows, *width), "float64", path)
     asked = expected is not None or bool(columns)
     values, classes, problems = _collected(table, taken, labels)
+    if values.ndim == 3:
+        values = values[..., None]  # grey images
     if not len(values):
         raise ValueError(f"{path} has no rows.")
-    kept = np.isfinite(values.reshape(len(values), -1)) if values.dtype.kind == "f" else np.ones((len(values), 1), bool)
-    text = {name: found for name, found in problems.text.items() if not asked and 2 * found[0] >= len(values)}
-    if skip_unreadable and text and lists != taken:
-        left_out |= dict.fromkeys(text, "text")
-        numeric = [i for i, name in enumerate(taken) if name not in text]
-        values, kept, taken = values[:, numeric], kept[:, numeric], [taken[i] for i in numeric]
-    kept = kept.all(axis=1)
+    if skip_unreadable and not asked and lists != taken:
+        if text := [name for name, found in problems.text.items() if 2 * found[0] >= len(values)]:
+            left_out |= dict.fromkeys(text, "text")
+            if not (taken := [name for name in taken if name not in text]):
+                raise ValueError(problems.said(path, len(values)))
+            values, classes, problems = _collected(table, taken, labels)
+    kept = np.ones(len(values), bool)
+    if values.dtype.kind == "f":
+        kept = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     rows = None
     notes = [f"{len(values):,} rows", *table.notes]
-    if not kept.all() or problems.ragged:
-        if not skip_unreadable or not taken or not kept.any():
+    if not kept.all():
+        if not skip_unreadable or not kept.any():
             raise ValueError(problems.said(path, len(values)))
         rows = np.flatnonzero(kept) + 1
         notes.append(f"left out {len(values) - len(rows):,} rows with gaps or text, the first: {problems.first}")
         values, classes = values[kept], classes and [classes[i] for i in rows - 1]
     if too_large := [n for n, v in zip(taken, values.T, strict=False) if _rounded(v)] if lists != taken else []:
         notes.append(f"rounded to 16 digits: {checks.listed(too_large)}")
-    what = f"lists of shape {values.shape[1:]} in {taken[0]!r}" if lists == taken else f"{len(taken)} columns"
+    what = f"{len(taken)} column{'s' * (len(taken) > 1)}"
+    if lists == taken:
+        what = f"lists of shape {values.shape[1:]} in {taken[0]!r}"
     why = collections.defaultdict(list)
     for name, reason in left_out.items():
         why[reason].append(name)
