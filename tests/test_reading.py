@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasae.data import files, reading
+from kerasae.data import files, reading, tables
 from kerasae.data.preparation import Preparation
 
 VALUES = [[1.5, -2.25], [1000.5, 3.0], [0.125, 40.0]]
@@ -45,6 +45,27 @@ def test_a_table_is_read_in_its_dialect(tmp_path, caplog, text, encoding, note):
     packed = tmp_path / "b.csv.gz"
     packed.write_bytes(gzip.compress(text.encode(encoding)))
     np.testing.assert_array_equal(files.read(packed).values, VALUES)
+
+
+def test_large_tables_are_read_alike(tmp_path, monkeypatch, caplog):
+    for text, encoding in (
+        ("größe;k;b\n1,5;x;-2,25\n\n1000,5;y;3\n0,125;x;40\n", "latin-1"),
+        ("sep=,\na,k,b\n1.5,x,-2.25\n1000.5,y,3\n.125,x,40", "utf-8-sig"),
+        ("1.5,x,-2.25\n1000.5,y,3\n0.125,x,4e1\n", "utf-16"),
+        ("a,k,b\n1.5,x,-2.25\n1000.5,y,3\n0.125,x,+40\n7,x,NA\n", "utf-8"),
+    ):
+        path = written(tmp_path / "a.csv", text, encoding)
+        label = reading.open_table(path).names[1]
+        read = files.read(path, labels=label, skip_unreadable=True)
+        monkeypatch.setattr(tables, "_LARGE", 0)
+        again = files.read(path, labels=label, skip_unreadable=True)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(read.values, VALUES)
+        np.testing.assert_array_equal(again.values, VALUES)
+        assert again.labels.tolist() == read.labels.tolist() == [0, 1, 0]
+        assert again.columns == read.columns
+    table = reading.open_table(written(tmp_path / "a.csv", "a,b\n1.5,-2.25\n1000.5,3\n0.125,40\n"))
+    np.testing.assert_array_equal(tables._at_once(table, ["b"], None)[0], [[-2.25], [3], [40]])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from kerasae import checks
 from kerasae.data import reading
 
 SUFFIXES = reading.TABLES
+_LARGE = 2**22  # bytes of a text table, from which on PyArrow is tried first
 
 
 def read(path, like, columns, drop, labels, skip_unreadable, dialect):
@@ -134,6 +135,8 @@ class _Problems:
 
 def _collected(table, taken, labels):
     """All rows: values, classes or None, and `_Problems`."""
+    if table.path.stat().st_size > _LARGE and (found := _at_once(table, taken, labels)) is not None:
+        return *found, _Problems()
     values, classes, problems, rows = None, [] if labels else None, _Problems(), 0
     for chunk in table.chunks(taken, labels):
         if values is None:
@@ -147,6 +150,33 @@ def _collected(table, taken, labels):
         if labels:
             classes += chunk.labels
     return (np.empty((0, len(taken))) if values is None else values[:rows]), classes, problems
+
+
+def _at_once(table, taken, labels):
+    """Values and classes of a text table of finite numbers, by PyArrow on all cores; None where it holds anything else."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    if not hasattr(table, "decimal"):
+        return None
+    types = dict.fromkeys(taken, pa.float64()) | ({labels: pa.string()} if labels else {})
+    checks.memory((table.num_rows, len(taken)), "float64", table.path, copies=2)
+    try:
+        with table.binary() as file:
+            read = csv.read_csv(
+                file,
+                csv.ReadOptions(
+                    column_names=table.names, skip_rows=table.line or table.skipped, encoding=table.encoding
+                ),
+                csv.ParseOptions(delimiter=table.separator),
+                csv.ConvertOptions(column_types=types, include_columns=list(types), decimal_point=table.decimal),
+            )
+    except (pa.ArrowException, UnicodeError, OSError, EOFError):
+        return None
+    values = np.empty((len(read), len(taken)))
+    for i, name in enumerate(taken):
+        values[:, i] = read[name].to_numpy()
+    return (values, labels and read[labels].to_pylist()) if np.isfinite(values).all() else None
 
 
 def _rounded(column):

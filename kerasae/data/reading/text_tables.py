@@ -54,9 +54,9 @@ class Csv:
             with self._text() as file:
                 lines = list(itertools.islice(file, _SAMPLE))
         told = re.fullmatch(r"sep=(.)\s*", lines[0]) if lines else None  # as Excel writes it
-        self._skipped = 1 if told else 0
+        self.skipped = 1 if told else 0
         self.separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator) or (
-            told[1] if told else dialects.separator_of(path, lines[self._skipped :])
+            told[1] if told else dialects.separator_of(path, lines[self.skipped :])
         )
         if len(self.separator) != 1:
             raise ValueError(f"separator must be one character. Received: {separator!r}")
@@ -122,22 +122,26 @@ class Csv:
         except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
             raise ValueError(f"{self.path} can't be read as a table: {error}") from error
 
+    def binary(self):
+        """The file, open, unpacked if it is packed."""
+        return dialects.binary(self.path)
+
     def _text(self):
-        return io.TextIOWrapper(dialects.binary(self.path), encoding=self.encoding, newline="")
+        return io.TextIOWrapper(self.binary(), encoding=self.encoding, newline="")
 
     def _records(self):
         """`(line, cells)` of all lines that hold something."""
         with self._readable(), self._text() as file:
-            for _ in range(self._skipped):
+            for _ in range(self.skipped):
                 file.readline()
             reader = csv.reader(file, delimiter=self.separator)
             try:
                 for cells in reader:
                     if any(map(str.strip, cells)):
-                        yield reader.line_num + self._skipped, cells
+                        yield reader.line_num + self.skipped, cells
             except csv.Error as error:
                 raise ValueError(
-                    f"{self.path} can't be read as a table: line {reader.line_num + self._skipped}: {error}. "
+                    f"{self.path} can't be read as a table: line {reader.line_num + self.skipped}: {error}. "
                     "Is a quotation mark not closed?"
                 ) from error
 
