@@ -40,13 +40,17 @@ class Detector:
             raise ValueError(f"{folder} is damaged: score_samples.onnx is not the file that was exported.")
         self.session = onnxruntime.InferenceSession(content)
 
-    def prepared(self, x):
-        """Examples `(n, *shape)` as the graph takes them; pixels are bytes, or floats in [0, 1]."""
-        x = np.asarray(x)
+    def checked(self, x):
+        """Examples in the detector's shape; `ValueError` if they have another."""
         if x.shape[1:] != self.shape and (*x.shape[1:], 1) == self.shape:
             x = x[..., None]  # grey images
         if x.shape[1:] != self.shape:
             raise ValueError(f"Examples must have the shape {self.shape}. Received: {x.shape[1:]}")
+        return x
+
+    def prepared(self, x):
+        """Examples `(n, *shape)` as the graph takes them; pixels are bytes, or floats in [0, 1]."""
+        x = self.checked(np.asarray(x))
         if self.preparation["scaling"] == "pixels":
             if x.dtype == np.uint8:
                 x = x / np.float32(255)
@@ -62,12 +66,16 @@ class Detector:
         """Scores, `(n,)`, of examples `(n, *shape)`; pixels are bytes, or floats in [0, 1]."""
         return self.session.run(["score"], {"x": self.prepared(x)})[0]
 
-    def photo(self, path):
-        """A photo's pixels as the detector takes them: bytes, in the shape `self.shape`."""
+    def mode(self):
+        """What Pillow calls the photos' colours."""
         if self.facts["color"] is None:
             raise ValueError(f"This detector takes examples of shape {self.shape}, not photos.")
-        mode = {"grey": "L", "rgb": "RGB"}[self.facts["color"]]
-        return pixels.pixels(Path(path).read_bytes(), self.shape[1::-1], mode, self.preparation["levels"])
+        return {"grey": "L", "rgb": "RGB"}[self.facts["color"]]
+
+    def photo(self, path):
+        """A photo's pixels as the detector takes them: bytes, in the shape `self.shape`."""
+        content = Path(path).read_bytes()
+        return pixels.pixels(content, self.shape[1::-1], self.mode(), self.preparation["levels"])
 
     def rows(self, path):
         """Yields `(number, function)` for every row of a table; the function gives its training columns."""
@@ -93,6 +101,7 @@ def examples(detector, path):
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}.")
     if path.is_dir() or suffix in pixels.SUFFIXES:
+        detector.mode()
         root = path if path.is_dir() else path.parent
         for photo in sorted(pixels.walk(path)) if path.is_dir() else [path]:
             name = pixels.name(photo, root)
@@ -101,7 +110,9 @@ def examples(detector, path):
             else:
                 print(f"{name}: left out, it doesn't end as photos do", file=sys.stderr)
     elif suffix == ".npy":
-        for i, example in enumerate(np.load(path, mmap_mode="r", allow_pickle=False)):
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        detector.checked(stored)
+        for i, example in enumerate(stored):
             yield i + 1, lambda example=example: example
     elif suffix in reading.TABLES:
         yield from detector.rows(path)
@@ -117,9 +128,10 @@ def main(path):
     out = csv.writer(sys.stdout, lineterminator="\n")
     path = Path(path)
     found = examples(detector, path)
-    out.writerow(["file" if path.is_dir() or reading.suffix(path) in pixels.SUFFIXES else "row", "score", "anomaly"])
-    unread = 0
-    while some := list(itertools.islice(found, AT_ONCE)):
+    named = path.is_dir() or reading.suffix(path) in pixels.SUFFIXES
+    unread, some = 0, list(itertools.islice(found, AT_ONCE))
+    out.writerow(["file" if named else "row", "score", "anomaly"])
+    while some:
         names, batch = [], []
         for name, read in some:
             try:
@@ -131,6 +143,7 @@ def main(path):
         if batch:
             for name, score in zip(names, detector.scores(np.concatenate(batch)), strict=True):
                 out.writerow([name, f"{score:.7g}", int(score < detector.threshold)])
+        some = list(itertools.islice(found, AT_ONCE))
     return unread
 
 

@@ -24,6 +24,7 @@ _ARRAY = click.Path(exists=True, dir_okay=False)
 @click.option(
     "--examples", "x", type=_ARRAY, help=".npy file of real examples for the check, the scores and the codes."
 )
+@shared.array_option
 @click.option("--page", is_flag=True, help="Write a web page to draw on instead; any web server can host FOLDER.")
 @click.option("--denoiser", help="With --page: another model that denoises, a zoo id or a .keras file.")
 @click.option("--runtime", help="With --page: the dist folder of onnxruntime-web. Default: fetched by npm.")
@@ -37,11 +38,12 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
     for name, given in (("--denoiser", denoiser), ("--runtime", runtime)):
         if given and not page:
             raise click.UsageError(f"{name} belongs to --page.")
-    import numpy as np
+    from kerasae.data import arrays
 
+    array = options.pop("array", None)
     for name in {"x", "calibration"} & set(options):
         writing.check_regular(options[name])
-        options[name] = np.load(options[name], allow_pickle=False)
+        options[name] = arrays.stored(options[name], array)[0]
     if page:
         if foreign := sorted(set(options) - {"x"}):
             raise click.UsageError(f"--page takes no {', '.join(foreign)}.")

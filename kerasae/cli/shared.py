@@ -121,9 +121,10 @@ def reading(given):
     """The given ones among the keywords of `reading_options`, as `kerasae.data.files.read` wants them."""
     from kerasae.data import files
 
-    given = {
-        name: given[name] for name in files.OPTIONS if given.get(name) or (name == "header" and given[name] is not None)
-    }
+    def is_given(name):
+        return given.get(name) is not None if name == "header" else bool(given.get(name))
+
+    given = {name: given[name] for name in files.OPTIONS if is_given(name)}
     if "image_size" in given:
         size = given["image_size"]
         given["image_size"] = list(size) * 2 if len(size) == 1 else size

@@ -1,5 +1,7 @@
 """An array from an `.npy` or `.npz` file."""
 
+from pathlib import Path
+
 import numpy as np
 
 from kerasae import checks
@@ -9,6 +11,28 @@ SUFFIXES = (".npy", ".npz")
 _ROWS_AT_ONCE = 4096
 
 
+def stored(path, name=None, labels=None):
+    """`(array, labels or None, the array's name or None)` as they stand in the file; arguments as in `kerasae.data.files.read`."""
+    path = Path(path)
+    try:
+        # Not read until it is needed; never unpickled, which could run code.
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a NumPy file of numbers: {error}") from error
+    if path.suffix.lower() != ".npz":
+        return found, None, None
+    with found:
+        others = [n for n in found.files if n != labels]
+        if name is None and len(others) != 1:
+            raise ValueError(f"{path} holds the arrays {found.files}: choose one with array (--array).")
+        name = checks.choice(name or others[0], "array", found.files)
+        labels = labels and checks.choice(labels, "labels", found.files)
+        try:
+            return found[name], labels and found[labels], name
+        except ValueError as error:
+            raise ValueError(f"{path} can't be read: {error}") from error
+
+
 def read(path, name, labels, skip_unreadable=False):
     """Examples, and their labels or None; arguments as in `kerasae.data.files.read`.
 
@@ -16,23 +40,7 @@ def read(path, name, labels, skip_unreadable=False):
         `(values, labels, rows, said)`: numbers of `(n, features)` or `(n, height, width, channels)`; one class per example; the numbers of
         the examples, from 1, where some are left out, or None; and what was read, in words.
     """
-    try:
-        # Not read until it is needed; never unpickled, which could run code.
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} can't be read as a NumPy file of numbers: {error}") from error
-    if path.suffix.lower() == ".npz":
-        with stored:
-            others = [n for n in stored.files if n != labels]
-            if name is None and len(others) != 1:
-                raise ValueError(f"{path} holds the arrays {stored.files}: choose one with array (--array).")
-            name = checks.choice(name or others[0], "array", stored.files)
-            labels = labels and checks.choice(labels, "labels", stored.files)
-            try:
-                stored, labels = stored[name], labels and stored[labels]
-            except ValueError as error:
-                raise ValueError(f"{path} can't be read: {error}") from error
-    values = stored
+    values, labels, name = stored(path, name, labels)
     if values.dtype.kind not in "buif" and "float" not in values.dtype.name:
         raise ValueError(f"{path} must hold numbers. Received: {values.dtype}")
     if values.dtype == bool:

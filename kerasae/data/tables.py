@@ -64,16 +64,18 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect):
     if values.dtype.kind == "f":
         kept = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
     rows = None
-    notes = [f"{len(values):,} rows", *table.notes]
+    notes = [_counted(len(values), "row"), *table.notes]
     if not kept.all():
         if not skip_unreadable or not kept.any():
             raise ValueError(problems.said(path, len(values)))
         rows = np.flatnonzero(kept) + 1
-        notes.append(f"left out {len(values) - len(rows):,} rows with gaps or text, the first: {problems.first}")
+        notes.append(
+            f"left out {_counted(len(values) - len(rows), 'row')} with gaps or text, the first: {problems.first}"
+        )
         values, classes = values[kept], classes and [classes[i] for i in rows - 1]
     if too_large := [n for n, v in zip(taken, values.T, strict=False) if _rounded(v)] if lists != taken else []:
         notes.append(f"rounded to 16 digits: {checks.listed(too_large)}")
-    what = f"{len(taken)} column{'s' * (len(taken) > 1)}"
+    what = _counted(len(taken), "column")
     if lists == taken:
         what = f"lists of shape {values.shape[1:]} in {taken[0]!r}"
     why = collections.defaultdict(list)
@@ -83,6 +85,10 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect):
     said = f"{what}, " + ", ".join(notes)
     columns = None if lists == taken else list(expected) if expected is not None else taken
     return values, columns, classes, rows, said
+
+
+def _counted(number, what):
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 class _Problems:

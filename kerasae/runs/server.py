@@ -105,7 +105,8 @@ def _readme(facts):
         words |= {
             "example": "table.csv",
             "name": "row",
-            "takes": f"It takes a `.csv` or `.tsv` file with {named}, or an `.npy` file of examples.",
+            "takes": f"It takes a `.csv`, `.tsv` or `.csv.gz` file with {named}, a `.parquet` file where `pyarrow` is installed, or an\n"
+            "`.npy` file of examples.",
             "x": f"np.zeros((1, {shape}))  # your rows",
             "steps": f"- {named[0].upper()}{named[1:]}, in this order, go in as they are: the graph scales them.",
         }
@@ -113,7 +114,7 @@ def _readme(facts):
         words |= {
             "example": "examples.npy",
             "name": "row",
-            "takes": "It takes an `.npy` file of examples.",
+            "takes": "It takes an `.npy` file of examples, or a `.parquet` file with a column of them where `pyarrow` is installed.",
             "x": f"np.zeros((1, {shape}))  # your examples",
             "steps": "- Numbers go in as they are: the graph scales them.",
         }
