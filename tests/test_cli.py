@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import keras
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 import kerasae
 from kerasae import writing
+from kerasae.cli import detect, train
 from kerasae.cli.app import cli
 from kerasae.data import files
 from kerasae.runs import checkpoints, examples, recipes
@@ -331,6 +333,23 @@ def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, mess
     )
     assert result.returncode in (1, 2)
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "positional", "drop"),
+    [
+        (train.train, "linear --data t.csv --drop a b c --folder run", "linear", ("a", "b", "c")),
+        (train.train, "--drop a b linear --folder run", "linear", ("a", "b")),
+        (train.train, "--drop a linear --folder run", "linear", ("a",)),
+        (train.train, "linear --drop a --drop b c --folder run", "linear", ("a", "b", "c")),
+        (detect.fit, "--folder d --drop a b t.csv", "t.csv", ("a", "b")),
+    ],
+)
+def test_drop_takes_several_columns(command, arguments, positional, drop):
+    given = command.make_context("kerasae", arguments.split()).params
+    assert (given.get("what") or given.get("data"), given["drop"]) == (positional, drop)
+    with pytest.raises(click.UsageError, match=r"unexpected extra argument \(more\)"):
+        command.make_context("kerasae", ["--folder", "d", "one", "more"])
 
 
 RECIPE = """

@@ -4,9 +4,11 @@ import csv
 import json
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,6 +294,61 @@ def test_tables_go_by_their_columns(table, tmp_path):
         "lacks columns that the model was trained on: b"
         in on_a_server(root / "detector" / "server", tmp_path / "less.csv", code=1)[1]
     )
+
+
+def test_the_server_reads_what_detect_score_reads(table, tmp_path, monkeypatch, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    root, values = table
+    folder, new = root / "detector", values[:6].copy()
+    expected = np.array(
+        [row["score"] for row in json.loads(call("score", folder, root / "table.csv", "--json"))["examples"]]
+    )
+    new[1, 1], new[3, 2], new[4, 0] = np.nan, np.inf, 1e300
+    monkeypatch.syspath_prepend(folder / "server")
+
+    def scored(name, code=1):
+        """What the server prints of a file."""
+        monkeypatch.setattr(sys, "argv", ["score.py", str(tmp_path / name)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(folder / "server" / "score.py"), run_name="__main__")
+        printed, said = capsys.readouterr()
+        if isinstance(ended.value.code, str):  # Python prints it, and ends with 1
+            said, ended.value.code = said + ended.value.code, 1
+        assert ended.value.code == code
+        return list(csv.DictReader(printed.splitlines())), said
+
+    lines = ["when;a;b;text;c", *(f"2024;{a:.17g};{b:.17g};x;{c:.17g}" for a, b, c in new), "", "  ;;;;"]
+    (tmp_path / "new.csv").write_text("\n".join(lines).replace("nan", "NA").replace(".", ","), encoding="utf-16")
+    np.save(tmp_path / "new.npy", new)
+    parquet.write_table(
+        pa.table({"c": new[:, 2], "more": ["x"] * 6, "a": new[:, 0], "b": new[:, 1]}), tmp_path / "new.parquet"
+    )
+    for name in ("new.csv", "new.npy", "new.parquet"):
+        rows, said = scored(name)
+        assert [row["row"] for row in rows] == ["1", "3", "6"]
+        np.testing.assert_allclose([float(row["score"]) for row in rows], expected[[0, 2, 5]], rtol=1e-5)
+        assert [line.split(":")[0] for line in said.splitlines()] == ["2", "4", "5"]
+        if name != "new.npy":
+            assert "2: 'b' is missing" in said
+            assert "4: 'c' is infinite" in said
+    (tmp_path / "whole.csv").write_text("a,b,c\nTrue,0,1e6\n0,TRUE,1e6\n")
+    rows, _ = scored("whole.csv", code=0)
+    (tmp_path / "whole.csv").write_text("a,b,c\n1,0,1e6\n0,1,1e6\n")
+    assert scored("whole.csv", code=0)[0] == rows
+    (tmp_path / "less.csv").write_text("a;b\n1;2\n")
+    (tmp_path / "odd.csv").write_text("a,b,c\n1,2,oops\n1,2\n")
+    np.save(tmp_path / "wide.npy", np.ones((3, 5)))
+    for name, message in (
+        ("less.csv", "lacks columns that the model was trained on: c. It has: a, b"),
+        ("odd.csv", "1: 'c' is 'oops' in line 2, and no number\n2: line 3 has 2 cells, and the header in line 1 has 3"),
+        ("missing.csv", "There is no file or folder"),
+        ("wide.npy", r"must have the shape (3,). Received: (5,)"),
+    ):
+        assert message in scored(name)[1]
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    assert "not photos" in scored("a.png")[1]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ Options override a recipe file. --resume continues a run that was stopped.
 @click.command(cls=shared.TakingColumns, options_metavar="--data DATA --folder RUN [OPTIONS]", help=_HELP)
 @click.argument("what", metavar="FAMILY|RECIPE.toml", required=False)
 @click.option(
-    "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv, .tsv or .parquet.', metavar="DATA"
+    "--data", help='"digits", "mnist", …; a folder of images; .npy, .npz, .csv(.gz), .tsv or .parquet.', metavar="DATA"
 )
 @click.option(
     "--folder", type=shared.PATH, required=True, metavar="RUN", help="Where to write weights, report and all."

@@ -105,7 +105,7 @@ def _readme(facts):
         words |= {
             "example": "table.csv",
             "name": "row",
-            "takes": f"It takes a `.csv`, `.tsv` or `.csv.gz` file with {named}, a `.parquet` file where `pyarrow` is installed, or an\n"
+            "takes": f"It takes a `.csv`, `.tsv` or `.csv.gz` file with {named},\na `.parquet` file where `pyarrow` is installed, or an "
             "`.npy` file of examples.",
             "x": f"np.zeros((1, {shape}))  # your rows",
             "steps": f"- {named[0].upper()}{named[1:]}, in this order, go in as they are: the graph scales them.",
