@@ -335,6 +335,14 @@ def test_what_can_be_known_is_said_before_tensorflow_is_imported(arguments, mess
     assert message in result.stderr
 
 
+def test_data_that_are_read_otherwise_than_in_training_are_said(trained, tmp_path):
+    shutil.copytree(trained[0] / "table", tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())
+    facts["num_train"] += 1  # as when a header of numbers was taken for a row
+    (tmp_path / "run" / "data.json").write_text(json.dumps(facts))
+    assert "was read otherwise when the model was trained" in call("evaluate", tmp_path / "run", code=1)
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "positional", "drop"),
     [
