@@ -308,9 +308,9 @@ def test_the_server_reads_what_detect_score_reads(table, tmp_path, monkeypatch, 
     new[1, 1], new[3, 2], new[4, 0] = np.nan, np.inf, 1e300
     monkeypatch.syspath_prepend(folder / "server")
 
-    def scored(name, code=1):
+    def scored(name, *array, code=1):
         """What the server prints of a file."""
-        monkeypatch.setattr(sys, "argv", ["score.py", str(tmp_path / name)])
+        monkeypatch.setattr(sys, "argv", ["score.py", str(tmp_path / name), *array])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(folder / "server" / "score.py"), run_name="__main__")
         printed, said = capsys.readouterr()
@@ -339,11 +339,15 @@ def test_the_server_reads_what_detect_score_reads(table, tmp_path, monkeypatch, 
     assert scored("whole.csv", code=0)[0] == rows
     (tmp_path / "less.csv").write_text("a;b\n1;2\n")
     (tmp_path / "odd.csv").write_text("a,b,c\n1,2,oops\n1,2\n")
+    np.savez(tmp_path / "two.npz", new=new[[0, 2, 5]], other=new)
+    rows, _ = scored("two.npz", "new", code=0)
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected[[0, 2, 5]], rtol=1e-5)
     np.save(tmp_path / "wide.npy", np.ones((3, 5)))
     for name, message in (
         ("less.csv", "lacks columns that the model was trained on: c. It has: a, b"),
         ("odd.csv", "1: 'c' is 'oops' in line 2, and no number\n2: line 3 has 2 cells, and the header in line 1 has 3"),
         ("missing.csv", "There is no file or folder"),
+        ("two.npz", "holds the arrays ['new', 'other']: name one"),
         ("wide.npy", r"must have the shape (3,). Received: (5,)"),
     ):
         assert message in scored(name)[1]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from kerasae.data import files, reading, tables
 from kerasae.data.preparation import Preparation
+from kerasae.data.reading import dialects
 
 VALUES = [[1.5, -2.25], [1000.5, 3.0], [0.125, 40.0]]
 
@@ -98,6 +99,11 @@ def test_what_a_first_line_is(tmp_path, first, rows, header):
         assert sum(len(chunk.values) for chunk in table.chunks(table.names)) == len(rows) + 1 - said
 
 
+def test_a_column_of_decimal_commas_has_no_separator(tmp_path):
+    read = files.read(written(tmp_path / "a.csv", "wert\n1,5\n2,25\n-3,0\n"))
+    np.testing.assert_array_equal(read.values, [[1.5], [2.25], [-3]])
+
+
 def test_options_say_what_a_table_is(tmp_path):
     path = written(tmp_path / "a.csv", "1|2,5\n3|4,5\n", "utf-16")
     read = files.read(path, header=False, decimal=",", encoding="utf-16", separator="|")
@@ -159,11 +165,13 @@ def test_whole_numbers_may_become_decimals_late_in_a_file(tmp_path):
     assert read.values[-1].tolist() == [7.5, 2]
 
 
-def test_what_only_looks_like_a_table(tmp_path):
+def test_what_only_looks_like_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(dialects, "_LONGEST_LINE", 10**5)
     for content, message in (
         (b"PK\x03\x04 and more", "spreadsheet or a zip archive"),
         (gzip.compress(b"a,b\n1,2\n" * 50)[:-20], "can't be read as a table"),
         (b"\n \n", "is empty"),
+        (gzip.compress(b"1" * 10**6), "a line has more than"),
         (b'a,b\n1,"2\n' + b"3,4\n" * 40_000, "line .*quotation mark"),
     ):
         (tmp_path / "a.csv").write_bytes(content)

@@ -1,10 +1,10 @@
 """Scores photos, tables or arrays with the detector in this folder. Needs NumPy, ONNX Runtime, for photos Pillow and for Parquet PyArrow.
 
     pip install numpy onnxruntime pillow
-    python score.py INPUT > scores.csv
+    python score.py INPUT [ARRAY] > scores.csv
 
 INPUT is of the same kind as the data that the detector was fitted to: a photo or a folder of photos, a .csv, .tsv, .csv.gz or .parquet
-file, or an .npy file of examples. Prints CSV: each example's file or row, its score (higher is more normal), and 1 if it is an anomaly (its
+file, or an .npy or .npz file of examples (ARRAY is the name of one array of several). Prints CSV: each example's file or row, its score (higher is more normal), and 1 if it is an anomaly (its
 score is below the threshold). Examples that can't be read are left out and named on standard error; the exit code is then 1, as it is where
 nothing can be scored.
 """
@@ -95,7 +95,7 @@ class Detector:
                 yield next(number), read
 
 
-def examples(detector, path):
+def examples(detector, path, array=None):
     """Yields `(name, function)` for every example in a file or folder; the function reads the example."""
     suffix = reading.suffix(path)
     if not path.exists():
@@ -109,8 +109,12 @@ def examples(detector, path):
                 yield name, lambda photo=photo: detector.photo(photo)
             else:
                 print(f"{name}: left out, it doesn't end as photos do", file=sys.stderr)
-    elif suffix == ".npy":
+    elif suffix in (".npy", ".npz"):
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if suffix == ".npz":
+            if array not in stored and (array or len(stored.files) != 1):
+                raise ValueError(f"{path} holds the arrays {stored.files}: name one after it.")
+            stored = stored[array or stored.files[0]]
         detector.checked(stored)
         for i, example in enumerate(stored):
             yield i + 1, lambda example=example: example
@@ -118,16 +122,16 @@ def examples(detector, path):
         yield from detector.rows(path)
     else:
         raise ValueError(
-            f"{path} must be a folder of photos, or end in .npy or one of {', '.join(reading.TABLES + pixels.SUFFIXES)}."
+            f"{path} must be a folder of photos, or end in .npy, .npz or one of {', '.join(reading.TABLES + pixels.SUFFIXES)}."
         )
 
 
-def main(path):
+def main(path, array=None):
     """Prints the scores of the examples at a path; returns how many could not be read."""
     detector = Detector(Path(__file__).parent)
     out = csv.writer(sys.stdout, lineterminator="\n")
     path = Path(path)
-    found = examples(detector, path)
+    found = examples(detector, path, array)
     named = path.is_dir() or reading.suffix(path) in pixels.SUFFIXES
     unread, some = 0, list(itertools.islice(found, AT_ONCE))
     out.writerow(["file" if named else "row", "score", "anomaly"])
@@ -148,10 +152,10 @@ def main(path):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+    if len(sys.argv) not in (2, 3) or sys.argv[1] in ("-h", "--help"):
         print(__doc__, file=sys.stderr)
         sys.exit(2)
     try:
-        sys.exit(1 if main(sys.argv[1]) else 0)
+        sys.exit(1 if main(*sys.argv[1:]) else 0)
     except (ValueError, OSError, ImportError) as problem:
         sys.exit(f"Error: {problem}")

@@ -17,6 +17,7 @@ _GROUPED = {
     ".": re.compile(r"[+-]?\d{1,3}([,' \xa0\u202f]\d{3})+(\.\d*)?"),
     ",": re.compile(r"[+-]?\d{1,3}([.' \xa0\u202f]\d{3})+(,\d*)?"),
 }
+_LONGEST_LINE = 2**28
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d*|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 _BOMS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32's, which begin alike
@@ -39,9 +40,13 @@ def encoding_of(path, encoding):
         if found is None and b"\0" in head:
             found = "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
         decoder, part, counts = codecs.getincrementaldecoder("utf-8")(), head, [1, 1]
-        utf8 = True
+        utf8, length = True, 0
         while part:
-            counts = [n + part.count(end) for n, end in zip(counts, (b"\n", b"\r"), strict=True)]
+            ends = [part.count(end) for end in (b"\n", b"\r")]
+            counts = [n + more for n, more in zip(counts, ends, strict=True)]
+            length = 0 if any(ends) else length + len(part)
+            if length > _LONGEST_LINE:
+                raise ValueError(f"{path} can't be read as a table: a line has more than {_LONGEST_LINE:,} bytes.")
             if utf8 and found is None:
                 try:
                     decoder.decode(part)
@@ -62,6 +67,8 @@ def separator_of(path, lines):
         counts = {len(cells) for cells in csv.reader(lines, delimiter=separator) if cells}
         if len(counts) == 1 and counts != {1}:
             return separator
+    if len(lines) > 1 and "," not in lines[0] and all(_DECIMAL_COMMA.fullmatch(line.strip()) for line in lines[1:]):
+        return ";"  # one column of decimal commas
     return max(",;\t|", key=lines[0].count)
 
 
