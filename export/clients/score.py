@@ -4,9 +4,9 @@
     python score.py INPUT [ARRAY] > scores.csv
 
 INPUT is of the same kind as the data that the detector was fitted to: a photo or a folder of photos, a .csv, .tsv, .csv.gz or .parquet
-file, or an .npy or .npz file of examples (ARRAY is the name of one array of several). Prints CSV: each example's file or row, its score (higher is more normal), and 1 if it is an anomaly (its
-score is below the threshold). Examples that can't be read are left out and named on standard error; the exit code is then 1, as it is where
-nothing can be scored.
+file, or an .npy or .npz file of examples (ARRAY names one array of several). Prints CSV: each example's file or row, its score (higher is
+more normal), and 1 if it is an anomaly (its score is below the threshold). Examples that can't be read are left out and named on standard
+error; the exit code is then 1, as it is where nothing can be scored.
 """
 
 import csv
