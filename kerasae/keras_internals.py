@@ -9,6 +9,8 @@ import io
 import keras
 import tensorflow as tf
 
+from kerasae import reading
+
 # Tells `evaluate` that `fit` calls it to validate, on data of its own.
 VALIDATING = "_use_cached_eval_dataset"
 
@@ -108,13 +110,14 @@ def created_in_scope(variable, strategy):
 
 
 def load_model_safely(path):
-    """A model of a `.keras` file of unknown origin, not compiled.
+    """A model of a `.keras` file of unknown origin, not compiled: the one door for all of them.
 
-    Within Keras's own scope, because `safe_mode=True` yields to `enable_unsafe_deserialization`, which the process may have called for
+    The file is checked first (`reading.check_keras_file`). Within Keras's own scope, because `safe_mode=True` yields to `enable_unsafe_deserialization`, which the process may have called for
     files of its own.
     """
     from keras.src.saving.serialization_lib import SafeModeScope
 
+    reading.check_keras_file(path)
     with SafeModeScope(True):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
 

@@ -1,16 +1,25 @@
-"""Opens exported bundles and runs their ONNX files, with NumPy and ONNX Runtime alone: it needs neither Keras nor this package.
+"""Opens exported bundles and runs their ONNX files, with NumPy and ONNX Runtime alone: it needs no Keras.
 
-Nothing in a bundle is run before its SHA-256 has been compared with the manifest's.
+Nothing in a bundle is run before its SHA-256 has been compared with the manifest's, and no other file is read for it.
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
+from kerasae.reading import json as read_json
+
 FORMAT, FORMAT_VERSION = "kerasae-bundle", 1
+_PORT = {"name": str, "shape": [(int, str)], "dtype": str}
+_MANIFEST = {
+    "format": str,
+    "format_version": int,
+    "family": str,
+    "files": {str: {"sha256": str, "bytes": int}},
+    "parts": [{"name": str, "inputs": [_PORT], "outputs": [_PORT], "onnx": (dict, type(None))}],
+}
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names, where NumPy has others
 
 
@@ -44,21 +53,24 @@ class Bundle:
             raise ValueError(
                 f"There is no bundle at {self.folder}: it has no manifest.json. kerasae.export.export writes one."
             )
+        self.manifest = read_json(path, _MANIFEST)
         try:
-            self.manifest = json.loads(path.read_text(encoding="utf-8"))
             _check_manifest(self.manifest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not the manifest of a bundle, or is damaged: {type(error).__name__}: {error}"
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not the manifest of a bundle, or is damaged: {error}") from error
         self.parts = {part["name"]: part for part in self.manifest["parts"] if part["onnx"]}
 
     def read(self, name):
         """The bytes of one of the bundle's files; raises ValueError unless they are what was exported."""
         if name not in self.manifest["files"]:
             raise ValueError(f"The bundle {self.folder} has no {name}.")
+        path = self.folder / name
         try:
-            content = (self.folder / name).read_bytes()
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                raise ValueError(f"The bundle's {name} lies outside {self.folder}: it is a link.")
+            if not path.is_file() or path.stat().st_size != self.manifest["files"][name]["bytes"]:
+                raise ValueError(f"{path} is not the file that was exported: its size is another, or it is no file.")
+            content = path.read_bytes()
         except OSError as error:
             raise ValueError(f"The bundle's {name} can't be read: {error}") from error
         if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
@@ -103,13 +115,17 @@ class OnnxFunction:
     def __init__(self, content, threads=None, providers=("CPUExecutionProvider",)):
         import onnxruntime
 
+        _check_onnx(memoryview(content))
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.content = content
-        self._session = onnxruntime.InferenceSession(content, options, providers=list(providers))
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=list(providers))
+        except Exception as error:  # ONNX Runtime has exceptions of its own
+            raise ValueError(f"ONNX Runtime can't open the file: {error}") from error
         self.inputs = [_port(port) for port in self._session.get_inputs()]
         self.outputs = [_port(port) for port in self._session.get_outputs()]
 
@@ -167,11 +183,64 @@ def _check_manifest(manifest):
         if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
             raise ValueError(f"the SHA-256 of {name} is {entry['sha256']!r}")
     for part in manifest["parts"]:
-        for port in (*part["inputs"], *part["outputs"]):
-            if not {"name", "shape", "dtype"} <= port.keys():
-                raise ValueError(f"a port of {part['name']} is {port}")
-        if part["onnx"] and part["onnx"]["file"] not in manifest["files"]:
-            raise ValueError(f"{part['name']} is in {part['onnx']['file']!r}, which is not among its files")
+        if part["onnx"] and part["onnx"].get("file") not in [*manifest["files"]]:
+            raise ValueError(f"{part['name']} is in {part['onnx'].get('file')!r}, which is not among its files")
+
+
+# Where tensors stand in an ONNX file: `{message: {number of a field: message within it}}`. A tensor's 13 and 14 are of other files.
+_ONNX_FIELDS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+
+
+def _check_onnx(content):
+    """Raises on a file whose weights lie in other files: ONNX Runtime would read them from wherever the file says."""
+    todo = [("model", content)]
+    try:
+        while todo:
+            kind, message = todo.pop()
+            for number, value in _fields(message):
+                if kind == "tensor" and (number == 13 or (number == 14 and value != 0)):
+                    raise ValueError("An ONNX file whose weights lie in another file is not opened.")
+                if number in _ONNX_FIELDS[kind] and not isinstance(value, int):
+                    todo.append((_ONNX_FIELDS[kind][number], value))
+    except IndexError:
+        raise ValueError("This is no ONNX file, or it is cut short.") from None
+
+
+def _fields(message):
+    """`(number, value)` of a protobuf message's fields: a whole number, or a part of the message."""
+    position = 0
+
+    def varint():
+        nonlocal position
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = message[position]
+            position += 1
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+        raise IndexError
+
+    while position < len(message):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        length = {1: 8, 5: 4}.get(kind) or (varint() if kind == 2 else len(message) + 1)
+        if position + length > len(message):
+            raise IndexError
+        yield key >> 3, message[position : position + length]
+        position += length
 
 
 def _port(port):

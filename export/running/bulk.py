@@ -16,9 +16,11 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from kerasae import checks, runtime, writing
+from kerasae import checks, reading, runtime, writing
 from kerasae.export.running import parquet
 
+# What workers need and may lack.
+_TRAVELLING = (parquet, runtime, reading)
 _logger = logging.getLogger(__name__)
 
 
@@ -162,12 +164,12 @@ def _as_code(function):
     """A pickle that holds what runs in a worker as code, instead of names in this package, which the worker may lack."""
     import cloudpickle
 
-    for module in (parquet, runtime):
+    for module in _TRAVELLING:
         cloudpickle.register_pickle_by_value(module)
     try:
         return cloudpickle.dumps(function)
     finally:
-        for module in (parquet, runtime):
+        for module in _TRAVELLING:
             cloudpickle.unregister_pickle_by_value(module)
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from kerasae import writing
 from kerasae.cli import opening, shared
 
 _ARRAY = click.Path(exists=True, dir_okay=False)

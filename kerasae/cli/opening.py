@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 
 import click
 
-from kerasae import writing
+from kerasae import reading, writing
 from kerasae.cli import shared
 
 
@@ -60,12 +59,18 @@ def open_model(name):
     recipe = history = facts = None
     if is_file:
         file = path / "model.keras" if path.is_dir() else path
-        model = _load_file(keras, file)
         run = file.parent
+        record = _record(run / "metrics.json") if file.name == "model.keras" else None
+        if record and writing.sha256(file) != record:
+            raise ValueError(
+                f"{file} is not the model that was trained here: its sha256 is not the one in {run / 'metrics.json'}. If you put it there "
+                "yourself, open a copy of it elsewhere."
+            )
+        model = _load_file(keras, file)
         if file.name == "model.keras" and (run / "data.json").is_file():
             recipe = recipes.read(run / "recipe.toml")
-            history = json.loads((run / "history.json").read_text())
-            facts = json.loads((run / "data.json").read_text())
+            history = reading.json(run / "history.json", {str: [(int, float)]})
+            facts = reading.json(run / "data.json", _DATA, most=2**29)
     else:
         model = zoo.load(name)
         recipe = recipes.validated(zoo.describe(name)["recipe"])
@@ -77,6 +82,21 @@ def open_model(name):
     else:
         preparation = Preparation.of_model(model.encoder.inputs[0].shape[1:])
     return Opened(path.resolve().name if path.is_dir() else path.stem, model, preparation, recipe, history, facts)
+
+
+# The entries of data.json that are used, of any version.
+_DATA = {
+    "preparation": {"kind": str, "shape": [int]},
+    "fingerprint?": (str, type(None)),
+    "classes?": (list, type(None)),
+}
+
+
+def _record(path):
+    """The sha256 of a run's model, as its metrics.json has it; None where it has none."""
+    if not path.is_file():
+        return None
+    return reading.json(path, {"model?": {"sha256": str}}).get("model", {}).get("sha256")
 
 
 def _load_file(keras, path):

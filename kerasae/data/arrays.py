@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasae import checks
+from kerasae import checks, reading
 
 SUFFIXES = (".npy", ".npz")
 
@@ -14,23 +14,18 @@ _ROWS_AT_ONCE = 4096
 def stored(path, name=None, labels=None):
     """`(array, labels or None, the array's name or None)` as they stand in the file; arguments as in `kerasae.data.files.read`."""
     path = Path(path)
-    try:
-        # Not read until it is needed; never unpickled, which could run code.
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} can't be read as a NumPy file of numbers: {error}") from error
     if path.suffix.lower() != ".npz":
-        return found, None, None
-    with found:
-        others = [n for n in found.files if n != labels]
-        if name is None and len(others) != 1:
-            raise ValueError(f"{path} holds the arrays {found.files}: choose one with array (--array).")
-        name = checks.choice(name or others[0], "array", found.files)
-        labels = labels and checks.choice(labels, "labels", found.files)
-        try:
-            return found[name], labels and found[labels], name
-        except ValueError as error:
-            raise ValueError(f"{path} can't be read: {error}") from error
+        return reading.array(path), None, None
+    archive = reading.Archive(path)
+    others = [n for n in archive.names if n != labels]
+    if name is None and len(others) != 1:
+        raise ValueError(f"{path} holds the arrays {archive.names}: choose one with array (--array).")
+    name = checks.choice(name or others[0], "array", archive.names)
+    labels = labels and checks.choice(labels, "labels", archive.names)
+    for wanted in filter(None, (name, labels)):
+        shape, dtype = archive.shape(wanted)
+        checks.memory(shape or (1,), dtype, path)
+    return archive[name], labels and archive[labels], name
 
 
 def read(path, name, labels, skip_unreadable=False):

@@ -127,6 +127,7 @@ class LosslessCodec:
                 machine's float64 differs from the encoding one's so that the images are lost here.
         """
         header, payload = unpack(stream, "lossless", self.fingerprint)
+        self._check_header(header)
         coder = _stack().AnsCoder(payload)
         pixels = np.empty((header["num_images"], *self.image_shape), "int32")
         progress = keras.utils.Progbar(len(pixels), verbose=verbose, unit_name="image")
@@ -138,6 +139,8 @@ class LosslessCodec:
             pixels[start:end] = self._likelihood.pop(coder, _latents(z, end - start, self.model))
             means, deviations = self._posterior(pixels[start:end])
             coder.encode_reverse(z, _gaussian(), means.ravel(), deviations.ravel())
+            if coder.num_bits() < _SPARE_BITS // 2:
+                raise ValueError(f"The stream is damaged: its bits end before the {len(pixels):,} images it announces.")
             end = start
             progress.update(len(pixels) - end)
         if _crc(pixels) != checksum:
@@ -146,6 +149,18 @@ class LosslessCodec:
                 "those of the machine that encoded it. Decode it with the TensorFlow and on the processor that it was encoded with."
             )
         return pixels.reshape(len(pixels), *header["image_shape"]).astype(header["dtype"])
+
+    def _check_header(self, header):
+        """Holds a stream's header against the model, and its batches against those of `encode`: each at most as large as all before."""
+        shape, num, (checksum, *sizes) = header["image_shape"], header["num_images"], header["parameters"] or [None]
+        whole = checksum is not None and sum(sizes) == num
+        for i, size in enumerate(sizes):
+            whole = whole and 1 <= size <= max(1, sum(sizes[:i]))
+        if not whole or shape not in (self.image_shape, self.image_shape[:-1]):
+            raise ValueError(
+                f"The stream is damaged: it announces {num:,} images of {shape} in batches of {sizes[:10]}."
+            )
+        checks.memory((num, *shape), "float64", "What the stream announces", copies=2)
 
     def _pixels(self, X):
         """The images as whole numbers, int32, (n, *image_shape)."""

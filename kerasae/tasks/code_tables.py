@@ -54,6 +54,14 @@ class CodeTables:
         values = (sums + middle) / (counts + 1) * (self.step / RESOLUTION)
         return first, counts + 0.5, values
 
+    def least_bits(self, multiple):
+        """The fewest bits that the codes of an image can take; the coder rounds probabilities to multiples of 2^-24."""
+        bits = 0.0
+        for j in range(len(self.counts)):
+            _, weights, _ = self.table(j, multiple)
+            bits += max(0.0, -np.log2(weights.max() / weights.sum() + 2.0**-20))
+        return bits
+
     def write(self, z, multiple):
         """Codes (n, latent_dim) as uint32 words; those beyond a table are stored as its outermost bin."""
         import constriction

@@ -157,7 +157,7 @@ class Codec(BaseEstimator):
         """
         check_is_fitted(self)
         header, payload = unpack(stream, "lossy", self.fingerprint_)
-        (multiple,) = header["parameters"]
+        multiple = self._check_header(header, payload)
         z = self._tables.read(payload, header["num_images"], multiple)
         images = self.model_.reconstruction_of(run(self.model_.decoder, z))
         return as_images(images, header)
@@ -281,6 +281,8 @@ class Codec(BaseEstimator):
             ValueError: where it is no codec, was changed, or was written by a newer version.
         """
         facts, model = containers.load(path)
+        if unknown := set(facts["parameters"]) - set(cls().get_params(deep=False)):
+            raise ValueError(f"{path} is damaged: it has the parameters {sorted(unknown)}.")
         codec = cls(**facts["parameters"])
         codec.model_ = model
         codec.image_shape_ = tuple(facts["image_shape"])
@@ -323,6 +325,22 @@ class Codec(BaseEstimator):
     @property
     def _tables(self):
         return CodeTables(self.step_, self.offsets_, self.counts_)
+
+    def _check_header(self, header, payload):
+        """The multiple of the step in a stream's header, which is held against the codec and against the length of what follows."""
+        parameters, shape, num = header["parameters"], header["image_shape"], header["num_images"]
+        if shape != self.image_shape_ or len(parameters) != 1 or not 1 <= parameters[0] <= _LARGEST_STEP * RESOLUTION:
+            raise ValueError(
+                f"The stream is damaged: it announces images of {shape} and a step of {parameters}, and the codec's are of "
+                f"{self.image_shape_}."
+            )
+        # A range coder's last word, and what rounding may save, on top of what the most frequent codes take.
+        if num * self._tables.least_bits(parameters[0]) > 32 * (len(payload) + 2):
+            raise ValueError(
+                f"The stream is damaged: {4 * len(payload)} bytes can't hold the {num:,} images it announces."
+            )
+        checks.memory((num, *shape), "float32", "What the stream announces", copies=2)
+        return parameters[0]
 
     def _multiple(self, step):
         step = checks.real_number(step, "step", minimum=1 / RESOLUTION, maximum=_LARGEST_STEP)

@@ -7,13 +7,23 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from kerasae import checks, writing
+from kerasae import checks, keras_internals, reading, writing
 
 _MAGIC = b"KRAE"
 _VERSION, _FILE_VERSION = 1, 1
+_MAX_FACTS = 2**26  # bytes of a codec's tables as JSON
+_FACTS = {
+    "format": str,
+    "version": int,
+    "image_shape": [int],
+    "step": (int, float),
+    "offsets": [int],
+    "counts": [[int]],
+    "fingerprint": str,
+    "parameters": dict,
+}
 _KINDS = ("lossy", "lossless")
 _DTYPES = ("uint8", "float32", "float64")
 _START = struct.Struct("<4sBBB8s")  # magic, version, kind, dtype, fingerprint
@@ -86,6 +96,8 @@ def unpack(stream, kind, fingerprint):
         raise cut
     if len(stream) > end + 4:
         raise ValueError(f"{len(stream) - end - 4} bytes follow the stream's end: pass one stream at a time.")
+    if dtype >= len(_DTYPES) or not 1 <= len(shape) <= 3:
+        raise ValueError(f"The stream is damaged: its images are of the type {dtype} and the shape {shape}.")
     if zlib.crc32(stream[:end]) != struct.unpack_from("<I", stream, end)[0]:
         raise ValueError("The stream is damaged: its checksum does not match its contents.")
     if kind_number >= len(_KINDS) or _KINDS[kind_number] != kind:
@@ -115,16 +127,22 @@ def load(path):
     """`(facts, model)` that `save` wrote; raises `ValueError` on what it didn't, and on what a newer version wrote."""
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-            facts = json.loads(archive.read("codec.json"))
-            if facts.get("format") != "kerasae codec":
+            # Unpacked only so far as it may be large.
+            with archive.open("codec.json") as member:
+                facts = reading.json(
+                    member.read(_MAX_FACTS + 1), {"format": str, "version": int}, f"codec.json in {path}", _MAX_FACTS
+                )
+            if facts["format"] != "kerasae codec":
                 raise KeyError("format")
             if facts["version"] > _FILE_VERSION:
                 raise ValueError(
                     f"{path} was written by a newer kerasae (codec version {facts['version']}, this one reads up to {_FILE_VERSION}): "
                     "update kerasae."
                 )
-            return facts, keras.saving.load_model(archive.extract("model.keras", folder), compile=False)
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+            reading.check(facts, _FACTS, f"codec.json in {path}")
+            member = reading.members(archive)["model.keras"]
+            return facts, keras_internals.load_model_safely(archive.extract(member, folder))
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a codec that `Codec.save` wrote, or it is damaged: {error}") from error
 
 
@@ -144,6 +162,8 @@ def _read_varint(stream, position):
         position += 1
         number |= (byte & 127) << shift
         shift += 7
+        if shift > 70:
+            raise ValueError("The stream is damaged: a number in its header has no end.")
         if byte < 128:
             return number, position
 

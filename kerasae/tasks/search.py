@@ -5,20 +5,26 @@ import io
 import json
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
-from kerasae import checks, runtime, writing
+from kerasae import checks, keras_internals, reading, runtime, writing
 from kerasae.models import Autoencoder
 
 METRICS = ("cosine", "euclidean")
 # Up to here comparing with every code takes some milliseconds an image.
 MAX_EXACT = 100_000
 _FORMAT, _FORMAT_VERSION = "kerasae-search-index", 1
+_HEADER = {
+    "format": str,
+    "format_version": int,
+    "metric": str,
+    "approximate": (bool, str),
+    "model": str,
+    "sha256": {str: str},
+}
 _ROWS_AT_ONCE = 256
 # Links a node, and how many candidates the graph keeps while it is built and searched.
 _LINKS, _BREADTH_ADDING, _BREADTH_SEARCHING = 32, 100, 256
@@ -173,12 +179,12 @@ class SearchIndex:
             FileNotFoundError: where there is none.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(file["header"].tobytes())
-                if header.get("format") != _FORMAT:
-                    raise KeyError("format")
-                arrays = {name: file[name] for name in header["sha256"]}
-        except (zipfile.BadZipFile, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+            # `save` packs nothing, so that nothing can announce more than the file holds.
+            file = reading.Archive(path, packed=False)
+            header = reading.json(file["header"].tobytes(), _HEADER, "its header")
+            arrays = {name: file[name] for name in header["sha256"]}
+            _check_arrays(header, arrays)
+        except ValueError as error:
             raise ValueError(f"{path} is not a search index, or is damaged: {error}") from error
         if header["format_version"] != _FORMAT_VERSION:
             raise ValueError(
@@ -198,7 +204,12 @@ class SearchIndex:
         index = cls(model, metric=header["metric"], approximate=header["approximate"])
         index._codes, index._ids = arrays["codes"], arrays["ids"]
         if "graph" in arrays:
-            index._graph = _faiss().deserialize_index(arrays["graph"])
+            try:
+                index._graph = _faiss().deserialize_index(arrays["graph"])
+            except (RuntimeError, MemoryError) as error:
+                raise ValueError(f"{path} is damaged: its graph can't be read.") from error
+            if (index._graph.ntotal, index._graph.d) != index._codes.shape:
+                raise ValueError(f"{path} is damaged: its graph is of other codes.")
         return index
 
     def _codes_of(self, images):
@@ -265,6 +276,29 @@ def _faiss():
     return faiss
 
 
+def _check_arrays(header, arrays):
+    """Raises unless a file's arrays are those of an index."""
+    if header["format"] != _FORMAT:
+        raise ValueError(f"its format is {header['format']!r}")
+    if wrong := {"codes", "ids"} - set(arrays) or set(arrays) - {"codes", "ids", "model", "graph"}:
+        raise ValueError(f"its arrays are {sorted(arrays)}, and {sorted(wrong)} missing or too many")
+    codes, ids = arrays["codes"], arrays["ids"]
+    if codes.ndim != 2 or codes.dtype != "float32" or not len(codes) or not np.isfinite(codes).all():
+        raise ValueError(f"its codes are {codes.dtype} of {codes.shape}, or not finite")
+    if ids.shape != (len(codes),) or ids.dtype.kind not in "iU":
+        raise ValueError(f"its ids are {ids.dtype} of {ids.shape}, for {len(codes)} codes")
+    for name in {"model", "graph"} & set(arrays):
+        if arrays[name].dtype != "uint8" or arrays[name].ndim != 1:
+            raise ValueError(f"its {name} is {arrays[name].dtype} of {arrays[name].shape}, not bytes")
+    if (header["model"] in ("keras", "onnx")) != ("model" in arrays) or header["model"] not in (
+        "keras",
+        "onnx",
+        "none",
+        "function",
+    ):
+        raise ValueError(f"its model is {header['model']!r}")
+
+
 def _encoder(model):
     """`(function from images to codes, kind)`."""
     if model is None:
@@ -304,7 +338,7 @@ def _keras_model(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         path.write_bytes(content)
-        return keras.saving.load_model(path, compile=False)
+        return keras_internals.load_model_safely(path)
 
 
 _READERS = {"keras": _keras_model, "onnx": _OnnxEncoder}

@@ -1,0 +1,275 @@
+"""Files of any origin: JSON, arrays and `.keras` archives, whose sizes and shapes are claims that are checked before they are believed.
+
+Each reader takes bounded time and memory, runs no code of the file, and raises a `ValueError` that names the file and what is wrong.
+"""
+
+import contextlib
+import math
+import os
+import zipfile
+from json import loads
+from pathlib import Path
+
+import numpy as np
+
+_MAX_JSON_BYTES = 64 * 2**20
+_MAX_RATIO = 1100  # of what deflate unpacks: 1,032 at most
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# Where functions that a layer's config names may stand in Keras; others are its tools, which read and write files.
+_FUNCTIONS = ("activations", "constraints", "initializers", "losses", "metrics", "ops", "regularizers")
+_NO_FUNCTIONS = ("get", "serialize", "deserialize")
+
+
+def json(source, shape=None, what=None, most=_MAX_JSON_BYTES):
+    """What a JSON file holds.
+
+    Args:
+        source: path, or bytes.
+        shape: what it must look like: a type or several; `{name: shape}`, a name that ends in "?" may be missing; `{str: shape}` for any
+            names; `[shape]` for a list. Default: anything.
+        what: its name in errors. Default: the path.
+        most: bytes that are read.
+
+    Raises:
+        ValueError: where it is no JSON, nested too deep, too large, or of another shape; the message names the entry.
+        FileNotFoundError: where there is none.
+    """
+    what = source if what is None else what
+    try:
+        content = source if isinstance(source, bytes) else _content(source, most)
+        if len(content) > most:
+            raise ValueError(f"it has {len(content):,} bytes, and at most {most:,} were expected")
+        values = loads(content)
+    except RecursionError:
+        raise ValueError(f"{what} can't be read as JSON: it is nested too deep.") from None
+    except ValueError as error:
+        raise ValueError(f"{what} can't be read as JSON: {error}") from error
+    return check(values, shape, what)
+
+
+def check(values, shape, what):
+    """Returns values as JSON holds them; raises `ValueError`, of `json`, where they are of another shape."""
+    if wrong := _mismatch(values, shape, ""):
+        raise ValueError(f"{what} is damaged, or of another kind: {wrong}.")
+    return values
+
+
+def array(path):
+    """The array in an `.npy` file, not read until it is needed.
+
+    Raises:
+        ValueError: where it is none, is cut short, or holds Python objects, which could run code.
+    """
+    try:
+        with open(_regular(path), "rb") as file:
+            _check_header(file, os.fstat(file.fileno()).st_size)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} can't be read as a NumPy file of numbers: {error}") from error
+
+
+class Archive:
+    """The arrays in an `.npz` file, by their names: `archive.names`, `archive["x"]`.
+
+    Args:
+        path: of the file.
+        packed: whether arrays may be compressed.
+
+    Raises:
+        ValueError: as `array`; and on names that are not in it.
+    """
+
+    def __init__(self, path, packed=True):
+        self._path = path
+        with self._errors():
+            with zipfile.ZipFile(_regular(path)) as file:
+                found = members(file, packed)
+        self._members = {name.removesuffix(".npy"): name for name in found if name.endswith(".npy")}
+        self.names = list(self._members)
+
+    def __getitem__(self, name):
+        if name not in self._members:
+            raise ValueError(f"{self._path} has no array {name!r}. It has: {', '.join(self.names[:20])}")
+        with self._errors(), zipfile.ZipFile(self._path) as file:
+            info = file.getinfo(self._members[name])
+            with file.open(info) as member:
+                _check_header(member, info.file_size)
+            with file.open(info) as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+
+    def shape(self, name):
+        """`(shape, dtype)` that an array has by its header."""
+        with self._errors(), zipfile.ZipFile(self._path) as file:
+            info = file.getinfo(self._members[name])
+            with file.open(info) as member:
+                return _check_header(member, info.file_size)
+
+    @contextlib.contextmanager
+    def _errors(self):
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except _ZIP_ERRORS as error:
+            raise ValueError(f"{self._path} can't be read as a NumPy archive of numbers: {error}") from error
+
+
+def check_keras_file(path):
+    """Raises `ValueError` unless a `.keras` file can be opened: what it says of itself is true, and it names no other file."""
+    try:
+        with zipfile.ZipFile(_regular(path)) as file:
+            found = members(file)
+            if "config.json" not in found:
+                raise ValueError("it has no config.json")
+            config = json(file.read("config.json"), {"class_name": str, "config": dict}, "its config.json")
+            numbers = 0
+            for name in found:
+                if name.endswith(".h5"):
+                    with file.open(name) as member:
+                        numbers += _check_hdf5(member)
+        _check_config(config, max(numbers, 2**16))
+    except FileNotFoundError:
+        raise
+    except _ZIP_ERRORS as error:
+        raise ValueError(f"{path} is no .keras file that can be opened: {error}") from error
+
+
+# What Python's zipfile raises on damaged archives.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+def _regular(path):
+    """The path, of a file that is one: a pipe would be waited for."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    return path
+
+
+def _content(path, most):
+    with open(_regular(path), "rb") as file:
+        return file.read(most + 1)
+
+
+def members(file, packed=True):
+    """`{name: info}` of a zip archive, whose announced sizes can be true."""
+    found = {info.filename: info for info in file.infolist()}
+    for name, info in found.items():
+        if info.file_size > _MAX_RATIO * info.compress_size + 1000 or (
+            not packed and info.file_size != info.compress_size
+        ):
+            raise ValueError(f"its {name} announces {info.file_size:,} bytes, and is stored in {info.compress_size:,}")
+    return found
+
+
+def _check_header(file, size):
+    """`(shape, dtype)` of the array that begins here, in a file of `size` bytes."""
+    try:
+        shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+        needed = math.prod(shape) * dtype.itemsize
+    except Exception as error:  # the header is a Python literal, which fails in many ways
+        raise ValueError(f"its header is no array's ({type(error).__name__})") from error
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, and only numbers and text are read")
+    if min(shape, default=0) < 0 or needed > size - file.tell():
+        raise ValueError(
+            f"its header announces an array of {shape} ({needed:,} bytes), and {size - file.tell():,} bytes follow: it was cut short"
+        )
+    return shape, dtype
+
+
+def _mismatch(value, shape, where):
+    """What is not as `shape` says, in words; None where all is."""
+    named = f"its entry {where[1:]!r}" if where else "it"
+    if shape is None:
+        return None
+    if isinstance(shape, (type, tuple)):
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+            return None
+        return f"{named} is {'missing' if value is None else _short(value)}, where {' or '.join(k.__name__ for k in kinds)} was expected"
+    if not isinstance(value, type(shape)):
+        return f"{named} is {_short(value)}, where {'an object' if isinstance(shape, dict) else 'a list'} was expected"
+    if isinstance(shape, list):
+        entries = [(f"{where}.{i}", entry, shape[0]) for i, entry in enumerate(value)]
+    elif list(shape) == [str]:
+        entries = [(f"{where}.{key}", entry, shape[str]) for key, entry in value.items()]
+    else:
+        names = [(key.removesuffix("?"), key, inner) for key, inner in shape.items()]
+        if missing := [name for name, key, _ in names if name == key and name not in value]:
+            return f"{named} has no {missing[0]!r}"
+        entries = [(f"{where}.{name}", value[name], inner) for name, _, inner in names if name in value]
+    return next(filter(None, (_mismatch(entry, inner, place) for place, entry, inner in entries)), None)
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _check_hdf5(file):
+    """The number of numbers in an HDF5 file whose values all lie in it, in the sizes that it announces."""
+    import h5py
+
+    numbers, seen = 0, set()
+    with h5py.File(file, "r") as opened:
+        todo = [opened]
+        while todo:
+            group = todo.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"its weights {name!r} are a link")
+                item = group[name]
+                if item.id.__hash__() in seen:
+                    continue
+                seen.add(item.id.__hash__())
+                if isinstance(item, h5py.Group):
+                    todo.append(item)
+                    continue
+                stored = item.id.get_storage_size()
+                if item.external or item.is_virtual:
+                    raise ValueError(f"its weights {item.name!r} lie in another file")
+                if item.nbytes > _MAX_RATIO * stored:
+                    raise ValueError(
+                        f"its weights {item.name!r} announce {item.nbytes:,} bytes, and {stored:,} are stored"
+                    )
+                numbers += item.size or 0
+    return numbers
+
+
+def _check_config(value, most):
+    """Raises on functions that are no model's, and on sizes above the number of weights."""
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        if not isinstance(value, dict):
+            continue
+        if value.get("class_name") == "function":
+            module, name = str(value.get("module")), str(value.get("config"))
+            room = "activations" if module == "builtins" else module.removeprefix("keras.")
+            # What is registered under a name of its own, Keras finds or refuses.
+            if module.split(".")[0] in ("keras", "builtins") and (room not in _FUNCTIONS or name in _NO_FUNCTIONS):
+                raise ValueError(
+                    f"its config names the function {module}.{name}, which is no activation, loss or the like"
+                )
+        for key, inner in value.items():
+            if key in ("units", "filters", "input_dim", "output_dim") and isinstance(inner, int) and inner > most:
+                raise ValueError(f"its config says {key} = {inner:,}, and it holds {most:,} weights at most")
+            if key != "compile_config":
+                todo.append(inner)
