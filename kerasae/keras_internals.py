@@ -9,7 +9,7 @@ import io
 import keras
 import tensorflow as tf
 
-from kerasae import reading
+from kerasae import untrusted
 
 # Tells `evaluate` that `fit` calls it to validate, on data of its own.
 VALIDATING = "_use_cached_eval_dataset"
@@ -112,12 +112,12 @@ def created_in_scope(variable, strategy):
 def load_model_safely(path):
     """A model of a `.keras` file of unknown origin, not compiled: the one door for all of them.
 
-    The file is checked first (`reading.check_keras_file`). Within Keras's own scope, because `safe_mode=True` yields to `enable_unsafe_deserialization`, which the process may have called for
-    files of its own.
+    The file is checked first (`untrusted.check_keras_file`). Within Keras's own scope, because `safe_mode=True` yields to
+    `enable_unsafe_deserialization`, which the process may have called for files of its own.
     """
     from keras.src.saving.serialization_lib import SafeModeScope
 
-    reading.check_keras_file(path)
+    untrusted.check_keras_file(path)
     with SafeModeScope(True):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
 

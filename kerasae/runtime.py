@@ -1,15 +1,14 @@
-"""Opens exported bundles and runs their ONNX files, with NumPy and ONNX Runtime alone: it needs no Keras.
+"""Opens exported bundles and runs their ONNX files, with NumPy and ONNX Runtime alone: it needs neither Keras nor this package.
 
 Nothing in a bundle is run before its SHA-256 has been compared with the manifest's, and no other file is read for it.
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-
-from kerasae.reading import json as read_json
 
 FORMAT, FORMAT_VERSION = "kerasae-bundle", 1
 _PORT = {"name": str, "shape": [(int, str)], "dtype": str}
@@ -20,6 +19,7 @@ _MANIFEST = {
     "files": {str: {"sha256": str, "bytes": int}},
     "parts": [{"name": str, "inputs": [_PORT], "outputs": [_PORT], "onnx": (dict, type(None))}],
 }
+_MAX_JSON_BYTES = 64 * 2**20
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names, where NumPy has others
 
 
@@ -53,8 +53,8 @@ class Bundle:
             raise ValueError(
                 f"There is no bundle at {self.folder}: it has no manifest.json. kerasae.export.export writes one."
             )
-        self.manifest = read_json(path, _MANIFEST)
         try:
+            self.manifest = read_json(path, {"format": str, "format_version": int}, "it")
             _check_manifest(self.manifest)
         except ValueError as error:
             raise ValueError(f"{path} is not the manifest of a bundle, or is damaged: {error}") from error
@@ -68,8 +68,11 @@ class Bundle:
         try:
             if not path.resolve().is_relative_to(self.folder.resolve()):
                 raise ValueError(f"The bundle's {name} lies outside {self.folder}: it is a link.")
-            if not path.is_file() or path.stat().st_size != self.manifest["files"][name]["bytes"]:
-                raise ValueError(f"{path} is not the file that was exported: its size is another, or it is no file.")
+            size = path.stat().st_size
+            if not path.is_file() or size != self.manifest["files"][name]["bytes"]:
+                raise ValueError(
+                    f"{path} is not the file that was exported: its SHA-256 and its size, {size:,} bytes, are others."
+                )
             content = path.read_bytes()
         except OSError as error:
             raise ValueError(f"The bundle's {name} can't be read: {error}") from error
@@ -167,6 +170,76 @@ class OnnxFunction:
         return {name: np.concatenate(pieces) for name, pieces in zip(names, zip(*batches, strict=True), strict=True)}
 
 
+def read_json(source, shape=None, what=None, most=_MAX_JSON_BYTES):
+    """What a JSON file holds.
+
+    Args:
+        source: path, or bytes.
+        shape: what it must look like: a type or several; `{name: shape}`, a name that ends in "?" may be missing; `{str: shape}` for any
+            names; `[shape]` for a list. Default: anything.
+        what: its name in errors. Default: the path.
+        most: bytes that are read.
+
+    Raises:
+        ValueError: where it is no JSON, nested too deep, too large, or of another shape; the message names the entry.
+        FileNotFoundError: where there is none.
+    """
+    what = source if what is None else what
+    try:
+        content = source if isinstance(source, bytes) else _content(Path(source), most)
+        if len(content) > most:
+            raise ValueError(f"it has {len(content):,} bytes, and at most {most:,} were expected")
+        values = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{what} can't be read as JSON: it is nested too deep.") from None
+    except ValueError as error:
+        raise ValueError(f"{what} can't be read as JSON: {error}") from error
+    return check_json(values, shape, what)
+
+
+def check_json(values, shape, what):
+    """Returns values as JSON holds them; raises `ValueError`, of `read_json`, where they are of another shape."""
+    if wrong := _mismatch(values, shape, ""):
+        raise ValueError(f"{what} is damaged, or of another kind: {wrong}.")
+    return values
+
+
+def _mismatch(value, shape, where):
+    """What is not as `shape` says, in words; None where all is."""
+    named = f"its entry {where[1:]!r}" if where else "it"
+    if shape is None:
+        return None
+    if isinstance(shape, (type, tuple)):
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+            return None
+        return f"{named} is {'missing' if value is None else _short(value)}, where {' or '.join(k.__name__ for k in kinds)} was expected"
+    if not isinstance(value, type(shape)):
+        return f"{named} is {_short(value)}, where {'an object' if isinstance(shape, dict) else 'a list'} was expected"
+    if isinstance(shape, list):
+        entries = [(f"{where}.{i}", entry, shape[0]) for i, entry in enumerate(value)]
+    elif list(shape) == [str]:
+        entries = [(f"{where}.{key}", entry, shape[str]) for key, entry in value.items()]
+    else:
+        names = [(key.removesuffix("?"), key, inner) for key, inner in shape.items()]
+        if missing := [name for name, key, _ in names if name == key and name not in value]:
+            return f"{named} has no {missing[0]!r}"
+        entries = [(f"{where}.{name}", value[name], inner) for name, _, inner in names if name in value]
+    return next(filter(None, (_mismatch(entry, inner, place) for place, entry, inner in entries)), None)
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _content(path, most):
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
 def _check_manifest(manifest):
     """Raises an error of some kind, whose message names what is wrong, unless a manifest has the form of one."""
     if manifest["format"] != FORMAT:
@@ -175,6 +248,7 @@ def _check_manifest(manifest):
         raise ValueError(
             f"its format version is {manifest['format_version']}, and {FORMAT_VERSION} is what is read here"
         )
+    check_json(manifest, _MANIFEST, "it")
     for name, entry in manifest["files"].items():
         # As Windows reads it, which knows all that other systems know: drives, both slashes.
         path = PureWindowsPath(name)

@@ -1,11 +1,13 @@
 """Bundles opened without Keras: what was changed is refused everywhere, and the functions answer as the model does."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from kerasae import builders, runtime, tasks
@@ -137,6 +139,40 @@ def delete(folder):
     (folder / "encoder.onnx").unlink()
 
 
+def link(folder):
+    outside = shutil.move(folder / "encoder.onnx", folder.parent / "elsewhere.onnx")
+    (folder / "encoder.onnx").symlink_to(outside)
+
+
+def rewritten(change):
+    """Another ONNX file under a hash of its own, as one who can write the whole folder would leave it."""
+
+    def rewrite(folder):
+        content = change((folder / "encoder.onnx").read_bytes())
+        (folder / "encoder.onnx").write_bytes(content)
+        entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        edit(lambda manifest: manifest["files"].update({"encoder.onnx": entry}))(folder)
+
+    return rewrite
+
+
+def _external(content, nested=False):
+    model = onnx.load_from_string(content)
+    tensor = onnx.TensorProto(name="secret", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    if nested:
+        body = onnx.helper.make_graph([], "body", [], [], [tensor])
+        model.graph.node.append(onnx.helper.make_node("If", ["condition"], ["y"], then_branch=body, else_branch=body))
+    else:
+        model.graph.initializer.append(tensor)
+    return model.SerializeToString()
+
+
+external = rewritten(_external)
+nested_external = rewritten(lambda content: _external(content, nested=True))
+cut = rewritten(lambda content: content[: len(content) // 2])
+
+
 def test_a_bundle_without_onnx_files_says_so(copy):
     edit(lambda manifest: [part.update(onnx=None) for part in manifest["parts"]])(copy)
     with pytest.raises(ValueError, match='has no ONNX files: export the model with the format "onnx"'):
@@ -156,7 +192,7 @@ def test_a_bundle_without_onnx_files_says_so(copy):
         (leave("..\\encoder.onnx"), "names a file outside the bundle"),
         (leave("C:encoder.onnx"), "names a file outside the bundle"),
         (edit(lambda manifest: manifest["files"].pop("encoder.onnx")), "which is not among its files"),
-        (edit(lambda manifest: manifest.pop("files")), "KeyError: 'files'"),
+        (edit(lambda manifest: manifest.pop("files")), "it has no 'files'"),
         (edit(lambda manifest: manifest.update(files=[])), "not the manifest of a bundle, or is damaged"),
         (edit(lambda manifest: manifest.update(format="other")), "its format is 'other', not 'kerasae-bundle'"),
         (edit(lambda manifest: manifest.update(format_version=2)), "its format version is 2, and 1 is what is read"),
@@ -164,7 +200,16 @@ def test_a_bundle_without_onnx_files_says_so(copy):
             edit(lambda manifest: manifest["files"]["encoder.onnx"].update(sha256="0")),
             "the SHA-256 of encoder.onnx is '0'",
         ),
-        (edit(lambda manifest: manifest["parts"][0]["inputs"][0].pop("shape")), "a port of encoder is"),
+        (
+            edit(lambda manifest: manifest["parts"][0]["inputs"][0].pop("shape")),
+            "its entry 'parts.0.inputs.0' has no 'shape'",
+        ),
+        (edit(lambda manifest: manifest["parts"][0].update(inputs=7)), "its entry 'parts.0.inputs' is 7"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 10**5), "nested too deep"),
+        (link, "encoder.onnx lies outside"),
+        (external, "whose weights lie in another file"),
+        (nested_external, "whose weights lie in another file"),
+        (cut, "no ONNX file, or it is cut short"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not the manifest of a bundle, or is damaged"),
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
     ],

@@ -6,14 +6,15 @@ Listing and describing import neither Keras nor TensorFlow.
 """
 
 import difflib
-import json
 import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+from kerasae import untrusted
 from kerasae.runs import recipes
 from kerasae.zoo import indexes, sources
+from kerasae.zoo.indexes import FACTS
 
 
 def list_models(family=None, dataset=None, source=None):
@@ -48,13 +49,13 @@ def describe(model_id, source=None):
         `{"recipe": {...}, "metrics": [...], "training": {...}, "model": {"sha256", "bytes", "parameters"}, "versions": {...}}`.
     """
     origin = _origin(model_id, source)
-    facts = json.loads(origin.path(model_id, "metrics.json").read_text())
-    return {"recipe": recipes.read(origin.path(model_id, "recipe.toml")).model_dump(), **facts}
+    facts = untrusted.json(origin.path(model_id, "metrics.json"), FACTS)
+    return {**facts, "recipe": recipes.read(origin.path(model_id, "recipe.toml")).model_dump()}
 
 
 def card(model_id, source=None):
     """The model's card as Markdown: how it was made, and its results with their protocols."""
-    return _origin(model_id, source).path(model_id, "card.md").read_text()
+    return _origin(model_id, source).path(model_id, "card.md").read_text(encoding="utf-8", errors="replace")
 
 
 def recipe_path(name):

@@ -1,13 +1,22 @@
 """`index.json`, which names every model of a zoo and pins every file of it."""
 
-import json
 from typing import Annotated, Literal
 
 import pydantic
 
+from kerasae import untrusted
+
 # Raised when an older kerasae can no longer read a new index.
 FORMAT = 1
 FILES = ("recipe.toml", "model.keras", "metrics.json", "card.md", "preview.png")
+# A model's metrics.json.
+FACTS = {
+    "model": {"sha256": str, "bytes": int, "parameters": int},
+    "versions": {str: str},
+    "metrics": [
+        {"metric": str, "arguments": dict, "value": (int, float), "unit": str, "protocol": str, "num_examples": int}
+    ],
+}
 ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -59,9 +68,9 @@ def parse_index(content, origin):
         ValueError: if it is no index, or one that only a newer kerasae reads.
     """
     try:
-        raw = json.loads(content)
-        found = int(raw["format"])
-    except (ValueError, TypeError, KeyError) as error:
+        raw = untrusted.json(content, {"format": int}, origin)
+        found = raw["format"]
+    except ValueError as error:
         raise ValueError(
             f"{origin} is not the index of a zoo, as `kerasae zoo publish` writes it: no JSON object with a format."
         ) from error

@@ -1,11 +1,10 @@
 """Makes models of the zoo, from recipes to folders, and publishes them."""
 
-import json
 import logging
 import re
 from pathlib import Path
 
-from kerasae import writing
+from kerasae import untrusted, writing
 from kerasae.runs import checkpoints, examples, measures, recipes, training
 from kerasae.zoo import indexes, sources
 
@@ -80,6 +79,11 @@ def evaluate(model_id, data_dir=None, source=None, metrics=None):
     origin = sources.source(source)
     model = zoo.load(model_id, origin)
     recipe = recipes.read(origin.path(model_id, "recipe.toml"))
+    if recipe.data.path is not None:
+        raise ValueError(
+            f"{model_id!r} was trained on its publisher's own files, {recipe.data.title}, and a published recipe names no files of this "
+            "machine. Measure it on yours: kerasae evaluate MODEL --data DATA."
+        )
     if metrics is not None:
         recipe = recipe.model_copy(update={"measure": [m for m in recipe.measure if m.metric in metrics]})
     model.compile()  # `Model.evaluate` requires it; nothing is trained
@@ -176,7 +180,7 @@ def _entry(folder):
 
 
 def _read(folder):
-    return recipes.read(folder / "recipe.toml"), json.loads((folder / "metrics.json").read_text())
+    return recipes.read(folder / "recipe.toml"), untrusted.json(folder / "metrics.json", indexes.FACTS)
 
 
 def _write(path, content):

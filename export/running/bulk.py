@@ -16,11 +16,9 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from kerasae import checks, reading, runtime, writing
+from kerasae import checks, runtime, writing
 from kerasae.export.running import parquet
 
-# What workers need and may lack.
-_TRAVELLING = (parquet, runtime, reading)
 _logger = logging.getLogger(__name__)
 
 
@@ -164,12 +162,12 @@ def _as_code(function):
     """A pickle that holds what runs in a worker as code, instead of names in this package, which the worker may lack."""
     import cloudpickle
 
-    for module in _TRAVELLING:
+    for module in (parquet, runtime):
         cloudpickle.register_pickle_by_value(module)
     try:
         return cloudpickle.dumps(function)
     finally:
-        for module in _TRAVELLING:
+        for module in (parquet, runtime):
             cloudpickle.unregister_pickle_by_value(module)
 
 

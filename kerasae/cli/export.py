@@ -41,7 +41,6 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
 
     array = options.pop("array", None)
     for name in {"x", "calibration"} & set(options):
-        writing.check_regular(options[name])
         options[name] = arrays.stored(options[name], array)[0]
     if page:
         if foreign := sorted(set(options) - {"x"}):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kerasae import reading, writing
+from kerasae import untrusted, writing
 from kerasae.cli import shared
 
 
@@ -69,16 +69,19 @@ def open_model(name):
         model = _load_file(keras, file)
         if file.name == "model.keras" and (run / "data.json").is_file():
             recipe = recipes.read(run / "recipe.toml")
-            history = reading.json(run / "history.json", {str: [(int, float)]})
-            facts = reading.json(run / "data.json", _DATA, most=2**29)
+            history = untrusted.json(run / "history.json", {str: [(int, float)]})
+            facts = untrusted.json(run / "data.json", _DATA, most=2**29)
     else:
         model = zoo.load(name)
         recipe = recipes.validated(zoo.describe(name)["recipe"])
+        if recipe.data.path is not None:
+            recipe = None  # the publisher's own files, which a recipe from elsewhere can't name here
     if not isinstance(model, models.Autoencoder):
         raise ValueError(f"{name} holds a {type(model).__name__}, and not an autoencoder of kerasae.")
     model.compile()  # `evaluate` asks for it; nothing is trained
     if facts is not None:
-        preparation = Preparation.from_dict(facts["preparation"])
+        with untrusted.damaged(run / "data.json"):
+            preparation = Preparation.from_dict(facts["preparation"])
     else:
         preparation = Preparation.of_model(model.encoder.inputs[0].shape[1:])
     return Opened(path.resolve().name if path.is_dir() else path.stem, model, preparation, recipe, history, facts)
@@ -96,7 +99,7 @@ def _record(path):
     """The sha256 of a run's model, as its metrics.json has it; None where it has none."""
     if not path.is_file():
         return None
-    return reading.json(path, {"model?": {"sha256": str}}).get("model", {}).get("sha256")
+    return untrusted.json(path, {"model?": {"sha256": str}}).get("model", {}).get("sha256")
 
 
 def _load_file(keras, path):

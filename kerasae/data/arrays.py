@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasae import checks, reading
+from kerasae import checks, untrusted
 
 SUFFIXES = (".npy", ".npz")
 
@@ -15,8 +15,8 @@ def stored(path, name=None, labels=None):
     """`(array, labels or None, the array's name or None)` as they stand in the file; arguments as in `kerasae.data.files.read`."""
     path = Path(path)
     if path.suffix.lower() != ".npz":
-        return reading.array(path), None, None
-    archive = reading.Archive(path)
+        return untrusted.array(path), None, None
+    archive = untrusted.Archive(path)
     others = [n for n in archive.names if n != labels]
     if name is None and len(others) != 1:
         raise ValueError(f"{path} holds the arrays {archive.names}: choose one with array (--array).")

@@ -11,7 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from kerasae import checks, writing
+from kerasae import checks, untrusted, writing
 from kerasae.runs import checkpoints, server
 
 _logger = logging.getLogger(__name__)
@@ -321,9 +321,14 @@ class Scorer:
         inside = Path(folder) / "server"
         if not (inside / "detector.json").is_file():
             raise ValueError(f"{folder} is no folder that `kerasae detect fit` wrote: it has no server/detector.json.")
-        facts = json.loads((inside / "detector.json").read_text())
+        facts = untrusted.json(
+            inside / "detector.json", {"threshold": (int, float), "preparation": dict, "dialect?": dict}
+        )
+        if not math.isfinite(facts["threshold"]):
+            raise ValueError(f"{inside / 'detector.json'} is damaged: its threshold is {facts['threshold']}.")
         self.threshold = facts["threshold"]
-        self.preparation = Preparation.from_dict(facts["preparation"])
+        with untrusted.damaged(inside / "detector.json"):
+            self.preparation = Preparation.from_dict(facts["preparation"])
         self._dialect = facts.get("dialect", {})
         self._score = Bundle(inside / "bundle").open("score_samples")
 

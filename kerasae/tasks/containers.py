@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasae import checks, keras_internals, reading, writing
+from kerasae import checks, keras_internals, untrusted, writing
 
 _MAGIC = b"KRAE"
 _VERSION, _FILE_VERSION = 1, 1
@@ -129,7 +129,7 @@ def load(path):
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
             # Unpacked only so far as it may be large.
             with archive.open("codec.json") as member:
-                facts = reading.json(
+                facts = untrusted.json(
                     member.read(_MAX_FACTS + 1), {"format": str, "version": int}, f"codec.json in {path}", _MAX_FACTS
                 )
             if facts["format"] != "kerasae codec":
@@ -139,8 +139,8 @@ def load(path):
                     f"{path} was written by a newer kerasae (codec version {facts['version']}, this one reads up to {_FILE_VERSION}): "
                     "update kerasae."
                 )
-            reading.check(facts, _FACTS, f"codec.json in {path}")
-            member = reading.members(archive)["model.keras"]
+            untrusted.check(facts, _FACTS, f"codec.json in {path}")
+            member = untrusted.members(archive)["model.keras"]
             return facts, keras_internals.load_model_safely(archive.extract(member, folder))
     except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a codec that `Codec.save` wrote, or it is damaged: {error}") from error

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasae import checks, keras_internals, reading, runtime, writing
+from kerasae import checks, keras_internals, runtime, untrusted, writing
 from kerasae.models import Autoencoder
 
 METRICS = ("cosine", "euclidean")
@@ -180,8 +180,8 @@ class SearchIndex:
         """
         try:
             # `save` packs nothing, so that nothing can announce more than the file holds.
-            file = reading.Archive(path, packed=False)
-            header = reading.json(file["header"].tobytes(), _HEADER, "its header")
+            file = untrusted.Archive(path, packed=False)
+            header = untrusted.json(file["header"].tobytes(), _HEADER, "its header")
             arrays = {name: file[name] for name in header["sha256"]}
             _check_arrays(header, arrays)
         except ValueError as error:

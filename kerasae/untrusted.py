@@ -7,12 +7,15 @@ import contextlib
 import math
 import os
 import zipfile
-from json import loads
 from pathlib import Path
 
 import numpy as np
 
-_MAX_JSON_BYTES = 64 * 2**20
+from kerasae.runtime import check_json as check
+from kerasae.runtime import read_json as json
+
+__all__ = ["Archive", "array", "check", "check_keras_file", "damaged", "json", "members"]
+
 _MAX_RATIO = 1100  # of what deflate unpacks: 1,032 at most
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -23,38 +26,13 @@ _FUNCTIONS = ("activations", "constraints", "initializers", "losses", "metrics",
 _NO_FUNCTIONS = ("get", "serialize", "deserialize")
 
 
-def json(source, shape=None, what=None, most=_MAX_JSON_BYTES):
-    """What a JSON file holds.
-
-    Args:
-        source: path, or bytes.
-        shape: what it must look like: a type or several; `{name: shape}`, a name that ends in "?" may be missing; `{str: shape}` for any
-            names; `[shape]` for a list. Default: anything.
-        what: its name in errors. Default: the path.
-        most: bytes that are read.
-
-    Raises:
-        ValueError: where it is no JSON, nested too deep, too large, or of another shape; the message names the entry.
-        FileNotFoundError: where there is none.
-    """
-    what = source if what is None else what
+@contextlib.contextmanager
+def damaged(path):
+    """Raises what its contents lead to as a `ValueError` that says that the file is damaged."""
     try:
-        content = source if isinstance(source, bytes) else _content(source, most)
-        if len(content) > most:
-            raise ValueError(f"it has {len(content):,} bytes, and at most {most:,} were expected")
-        values = loads(content)
-    except RecursionError:
-        raise ValueError(f"{what} can't be read as JSON: it is nested too deep.") from None
-    except ValueError as error:
-        raise ValueError(f"{what} can't be read as JSON: {error}") from error
-    return check(values, shape, what)
-
-
-def check(values, shape, what):
-    """Returns values as JSON holds them; raises `ValueError`, of `json`, where they are of another shape."""
-    if wrong := _mismatch(values, shape, ""):
-        raise ValueError(f"{what} is damaged, or of another kind: {wrong}.")
-    return values
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or of another kind: {type(error).__name__}: {error}") from error
 
 
 def array(path):
@@ -160,11 +138,6 @@ def _regular(path):
     return path
 
 
-def _content(path, most):
-    with open(_regular(path), "rb") as file:
-        return file.read(most + 1)
-
-
 def members(file, packed=True):
     """`{name: info}` of a zip archive, whose announced sizes can be true."""
     found = {info.filename: info for info in file.infolist()}
@@ -190,35 +163,6 @@ def _check_header(file, size):
             f"its header announces an array of {shape} ({needed:,} bytes), and {size - file.tell():,} bytes follow: it was cut short"
         )
     return shape, dtype
-
-
-def _mismatch(value, shape, where):
-    """What is not as `shape` says, in words; None where all is."""
-    named = f"its entry {where[1:]!r}" if where else "it"
-    if shape is None:
-        return None
-    if isinstance(shape, (type, tuple)):
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
-            return None
-        return f"{named} is {'missing' if value is None else _short(value)}, where {' or '.join(k.__name__ for k in kinds)} was expected"
-    if not isinstance(value, type(shape)):
-        return f"{named} is {_short(value)}, where {'an object' if isinstance(shape, dict) else 'a list'} was expected"
-    if isinstance(shape, list):
-        entries = [(f"{where}.{i}", entry, shape[0]) for i, entry in enumerate(value)]
-    elif list(shape) == [str]:
-        entries = [(f"{where}.{key}", entry, shape[str]) for key, entry in value.items()]
-    else:
-        names = [(key.removesuffix("?"), key, inner) for key, inner in shape.items()]
-        if missing := [name for name, key, _ in names if name == key and name not in value]:
-            return f"{named} has no {missing[0]!r}"
-        entries = [(f"{where}.{name}", value[name], inner) for name, _, inner in names if name in value]
-    return next(filter(None, (_mismatch(entry, inner, place) for place, entry, inner in entries)), None)
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _check_hdf5(file):

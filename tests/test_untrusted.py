@@ -1,0 +1,337 @@
+"""Files made to do harm, or that lie about themselves: each is refused by a sentence, before memory or other files are touched."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from kerasae import builders, keras_internals, tasks, untrusted
+from kerasae.data import arrays
+
+
+def header(text, payload=b""):
+    """An .npy file whose header says what it likes."""
+    text = text.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + payload
+
+
+LYING = {
+    "long": (
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (3000000, 1000)}", bytes(40)),
+        "announces an array",
+    ),
+    "huge": (
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (10**9, 1000)}".replace("10**9", "9" * 18)),
+        "announces",
+    ),
+    "negative": (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4)}", bytes(40)), "can't be read"),
+    "objects": (
+        header("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}", pickle.dumps([1, 2])),
+        "Python objects",
+    ),
+    "no_literal": (header("__import__('os').getcwd()"), "its header is no array's"),
+    "nested": (header("[" * 110), "its header is no array's"),
+    "no_array": (b"hello", "its header is no array's"),
+    "empty": (b"", "its header is no array's"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["npy", "npz"])
+@pytest.mark.parametrize(("content", "message"), LYING.values(), ids=LYING)
+def test_arrays_that_lie_are_refused(content, message, packed, tmp_path):
+    path = tmp_path / ("x.npz" if packed else "x.npy")
+    path.write_bytes(content)
+    if packed:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("x.npy", content)
+    with pytest.raises(ValueError, match=message) as error:
+        arrays.read(path, None, None)
+    assert str(path) in str(error.value)
+
+
+def test_archives_that_lie_are_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, x=np.zeros((3000, 1000)))
+    assert arrays.read(path, None, None)[0].shape == (3000, 1000)
+    content = bytearray(path.read_bytes())
+    size = 24_000_128
+    at = content.rindex(size.to_bytes(4, "little"))  # of the directory
+    content[at : at + 4] = (4_000_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"announces 4,000,000,000 bytes, and is stored in 2\d,\d\d\d"):
+        arrays.read(path, None, None)
+    path.write_bytes(content[:500])
+    with pytest.raises(ValueError, match="can't be read as a NumPy archive"):
+        arrays.read(path, None, None)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (untrusted.array, untrusted.Archive, untrusted.json, untrusted.check_keras_file):
+        with pytest.raises(ValueError, match="it is no file"):
+            read(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 10**6, "nested too deep"),
+        (b'{"a": ' * 10**5, "nested too deep"),
+        (b"\xff\xfe", "can't be read as JSON"),
+        (b"{", "can't be read as JSON"),
+        (b'{"n": "1", "x": {}}', "its entry 'n' is '1', where int or float was expected"),
+        (b'{"n": true, "x": {}}', "its entry 'n' is True"),
+        (b'{"n": 1}', "it has no 'x'"),
+        (b'{"n": 1, "x": {"a": 3}}', "its entry 'x.a' is 3, where a list was expected"),
+        (b'{"n": 1, "x": {"a": ["b", null]}}', "its entry 'x.a.1' is missing"),
+        (b"[]", r"it is \[\], where an object was expected"),
+        (b" " * 200, "it has 200 bytes"),
+    ],
+)
+def test_json_of_another_shape_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        untrusted.json(
+            content,
+            {"n": (int, float), "x": {str: [str]}, "y?": str},
+            "facts.json",
+            10**7 if len(content) > 200 else 199,
+        )
+    assert (
+        untrusted.json(b'{"n": 1.5, "x": {"a": ["b"]}}', {"n": (int, float), "x": {str: [str]}, "y?": str})["n"] == 1.5
+    )
+
+
+# -- .keras files ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reading") / "model.keras"
+    builders.undercomplete(4, latent_dim=2, hidden_units=(3,)).save(path)
+    return path
+
+
+def rewrite(saved, folder, config=lambda config: None, weights=lambda file: None):
+    """The file with other contents."""
+    with zipfile.ZipFile(saved) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    changed = json.loads(parts["config.json"])
+    config(changed)
+    parts["config.json"] = json.dumps(changed).encode()
+    (folder / "weights.h5").write_bytes(parts["model.weights.h5"])
+    with h5py.File(folder / "weights.h5", "r+") as file:
+        weights(file)
+    parts["model.weights.h5"] = (folder / "weights.h5").read_bytes()
+    path = folder / "changed.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    return path
+
+
+def kernels(file):
+    names = []
+    file.visititems(
+        lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and item.ndim == 2 else None
+    )
+    return names[0]
+
+
+def elsewhere(how):
+    """Weights that lie in another file: CVE-2026-1669."""
+
+    def weights(file):
+        name, other = kernels(file), f"{file.filename}.secret"
+        shape = file[name].shape
+        del file[name]
+        if how == "external":
+            np.full(shape, 7, "<f4").tofile(other)
+            file.create_dataset(name, shape, "<f4", external=[(other, 0, h5py.h5f.UNLIMITED)])
+            return
+        with h5py.File(other, "w") as secret:
+            secret["x"] = np.full(shape, 7, "<f4")
+        if how == "link":
+            file[name] = h5py.ExternalLink(other, "x")
+        else:
+            layout = h5py.VirtualLayout(shape, "<f4")
+            layout[:] = h5py.VirtualSource(other, "x", shape)
+            file.create_virtual_dataset(name, layout)
+
+    return weights
+
+
+def announced(file):
+    name = kernels(file)
+    del file[name]
+    file.create_dataset(name, (10**6, 10**6), "<f4", chunks=(1000, 1000))
+
+
+def dense(config):
+    return next(layer for layer in config["config"]["encoder"]["config"]["layers"] if layer["class_name"] == "Dense")[
+        "config"
+    ]
+
+
+def activation(module, name):
+    named = {"module": module, "class_name": "function", "config": name, "registered_name": name}
+    return lambda config: dense(config).update(activation=named)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": elsewhere("external")}, "lie in another file"),
+        ({"weights": elsewhere("link")}, "are a link"),
+        ({"weights": elsewhere("virtual")}, "lie in another file"),
+        ({"weights": announced}, "announce 4,000,000,000,000 bytes, and 0 are stored"),
+        ({"config": activation("keras.utils", "get_file")}, "names the function keras.utils.get_file"),
+        ({"config": activation("keras.saving", "load_model")}, "names the function keras.saving.load_model"),
+        (
+            {"config": activation("keras.activations", "deserialize")},
+            "names the function keras.activations.deserialize",
+        ),
+        ({"config": activation("builtins", "eval")}, "eval"),
+        ({"config": activation("os", "system")}, "system"),
+        ({"config": lambda config: dense(config).update(units=10**9)}, "units = 1,000,000,000"),
+        ({"config": lambda config: config.pop("class_name")}, "has no 'class_name'"),
+    ],
+    ids=str,
+)
+def test_a_keras_file_reaches_nothing_else(saved, change, message, tmp_path):
+    path = rewrite(saved, tmp_path, **change)
+    with pytest.raises(Exception, match=message):
+        keras_internals.load_model_safely(path)
+
+
+def test_what_is_well_opens(saved, tmp_path):
+    x = np.ones((2, 4), "float32")
+    expected = keras.saving.load_model(saved).predict(x, verbose=0)
+    path = rewrite(saved, tmp_path, config=activation("keras.activations", "relu"))
+    np.testing.assert_array_equal(keras_internals.load_model_safely(path).predict(x, verbose=0), expected)
+
+
+def test_a_lookup_layer_reads_no_vocabulary_of_this_machine(tmp_path):
+    """CVE-2025-12058."""
+    (tmp_path / "secret.txt").write_text("alpha\nbeta\n")
+    layers = [keras.Input((1,), dtype="string"), keras.layers.StringLookup(vocabulary=["a", "b"])]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    config = json.loads(parts["config.json"])
+    lookup = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "StringLookup")
+    lookup["config"]["vocabulary"] = str(tmp_path / "secret.txt")
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    with pytest.raises(Exception, match="secret.txt"):
+        keras_internals.load_model_safely(tmp_path / "model.keras")
+
+
+@pytest.fixture
+def unsafe():
+    keras.config.enable_unsafe_deserialization()
+    yield
+    keras_internals.forget_unsafe_deserialization()
+
+
+@pytest.mark.usefixtures("unsafe")
+@pytest.mark.parametrize("kind", ["index", "codec"])
+def test_no_code_runs_where_the_process_has_allowed_it_for_its_own_files(kind, tmp_path, rng):
+    """Each opens the model in it by the one door."""
+    proof = tmp_path / "proof"
+    x = keras.Input((4, 4, 1))
+
+    def run(tensor, proof=str(proof)):
+        open(proof, "w").close()
+        return tensor
+
+    codes = keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Lambda(run, output_shape=(4, 4, 1))(x)))
+    z = keras.Input((2,))
+    decoder = keras.Model(z, keras.layers.Reshape((4, 4, 1))(keras.layers.Dense(16)(z)))
+    from kerasae.models import Autoencoder
+
+    model = Autoencoder(keras.Model(x, codes), decoder)
+    images, path = rng.random((20, 4, 4, 1), dtype="float32"), tmp_path / "file"
+    if kind == "index":
+        index = tasks.SearchIndex(model)
+        index.add(images)
+        index.save(path)
+    else:
+        tasks.Codec(model).fit(images).save(path)
+    proof.unlink()
+    with pytest.raises(Exception, match=r"(?i)lambda|safe"):
+        (tasks.SearchIndex if kind == "index" else tasks.Codec).load(path)
+    assert not proof.exists()
+
+
+# -- Codecs and indexes ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_holds_no_more_images_than_its_bytes_can(rng):
+    model = builders.undercomplete((4, 4, 1), latent_dim=4)
+    images = rng.random((50, 4, 4, 1), dtype="float32")
+    codec = tasks.Codec(model).fit(images)
+    from kerasae.tasks import containers
+
+    _, payload = containers.unpack(codec.encode(images), "lossy", codec.fingerprint_)
+    for count, shape, step, message in (
+        (3_000_000, (4, 4, 1), 4, "can't hold the 3,000,000 images"),
+        (50, (400, 400, 1), 4, r"announces images of \(400, 400, 1\)"),
+        (50, (4, 4, 1), 0, "a step of"),
+        (50, (4, 4, 1), 10**9, "a step of"),
+    ):
+        claimed = np.lib.stride_tricks.as_strided(np.zeros(1, "float32"), (count, *shape), (0,) * 4)
+        stream = containers.pack("lossy", codec.fingerprint_, claimed, [step], payload)
+        with pytest.raises(ValueError, match=message):
+            codec.decode(stream)
+    assert codec.decode(codec.encode(images[:1])).shape == (1, 4, 4, 1)
+    alike = np.repeat(images[:1], 3000, axis=0)
+    assert tasks.Codec(model).fit(images).decode(codec.encode(alike)).shape == alike.shape
+
+
+def index_file(path, **changes):
+    arrays = {"codes": np.ones((3, 2), "float32"), "ids": np.arange(3), **changes.pop("arrays", {})}
+    head = {
+        "format": "kerasae-search-index",
+        "format_version": 1,
+        "metric": "cosine",
+        "approximate": False,
+        "model": "none",
+    }
+    from kerasae.tasks.search import _sha256
+
+    head["sha256"] = {name: _sha256(values) for name, values in arrays.items()}
+    head.update(changes)
+    content = io.BytesIO()
+    np.savez(content, header=np.frombuffer(json.dumps(head).encode(), "uint8"), **arrays)
+    path.write_bytes(content.getvalue())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arrays": {"codes": np.ones(6, "float32")}},
+        {"arrays": {"codes": np.ones((3, 2))}},
+        {"arrays": {"ids": np.arange(2)}},
+        {"arrays": {"ids": np.ones(3)}},
+        {"arrays": {"graph": np.zeros(40, "uint8")}},
+        {"arrays": {"model": np.zeros(40, "uint8")}},
+        {"sha256": []},
+        {"metric": 3},
+        {"model": "pickle"},
+    ],
+    ids=str,
+)
+def test_an_index_of_another_shape_is_refused(changes, tmp_path):
+    index_file(tmp_path / "index")
+    assert len(tasks.SearchIndex.load(tmp_path / "index")) == 3
+    index_file(tmp_path / "index", **changes)
+    with pytest.raises(ValueError, match="index"):
+        tasks.SearchIndex.load(tmp_path / "index")
