@@ -171,6 +171,7 @@ def test_what_only_looks_like_a_table(tmp_path, monkeypatch):
         (b"PK\x03\x04 and more", "spreadsheet or a zip archive"),
         (gzip.compress(b"a,b\n1,2\n" * 50)[:-20], "can't be read as a table"),
         (b"\n \n", "is empty"),
+        (b"a,b,a\n1,2,3\n", "share a name: a"),
         (gzip.compress(b"1" * 10**6), "a line has more than"),
         (b'a,b\n1,"2\n' + b"3,4\n" * 40_000, "line .*quotation mark"),
     ):
@@ -232,6 +233,8 @@ def test_columns_of_lists_and_tensors(tmp_path, rng):
     np.testing.assert_array_equal(read.values, [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
     with pytest.raises(ValueError, match=r"hold lists: x, v.*--columns"):
         files.read(tmp_path / "both.parquet")
+    with pytest.raises(ValueError, match=r"hold lists: x\. Name one alone"):
+        files.read(tmp_path / "both.parquet", columns=["id", "x"])
     parquet.write_table(pa.table({"x": [[1.0, 2], [3]]}), tmp_path / "odd.parquet")
     with pytest.raises(ValueError, match="Lists of different lengths.*rows 1 to 2"):
         files.read(tmp_path / "odd.parquet")

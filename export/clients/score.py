@@ -82,8 +82,12 @@ class Detector:
         columns = self.preparation["columns"]
         table = reading.open_table(path, columns, **reading.dialect(path, self.facts["dialect"]))
         names = getattr(table, "lists", None) if columns is None else reading.placed(table, columns)
+        if not names:
+            names, size = [name for name in table.names if name not in table.left_out], np.prod(self.shape)
+            if len(names) != size:
+                raise ValueError(f"An example has {size} numbers, and {path} has {len(names)} columns.")
         number = itertools.count(1)
-        for chunk in table.chunks(names or [name for name in table.names if name not in table.left_out]):
+        for chunk in table.chunks(names):
             finite = chunk.finite()
             for i in range(len(finite)):
 

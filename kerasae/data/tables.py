@@ -1,7 +1,5 @@
 """A table of numbers from a CSV, TSV or Parquet file."""
 
-import collections
-
 import numpy as np
 
 from kerasae import checks
@@ -21,70 +19,63 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect):
     """
     expected = None if like is None or columns else like.columns
     table = reading.open_table(path, expected, **dialect)
-    names = table.names
-    if repeated := [name for name, n in collections.Counter(names).items() if n > 1]:
-        raise ValueError(f"Columns of {path} share a name: {checks.listed(repeated)}.")
-    # A column may have a comma in its name; else several can be named in one word.
-    drop = [name for given in drop for name in ([given] if given in names else given.split(","))]
-    for name in [*(columns or []), *drop, *([labels] if labels else [])]:
-        checks.choice(name, f"column of {path.name}", names)
-    left_out = {name: why for name, why in table.left_out.items() if not columns or name not in columns}
-    left_out |= dict.fromkeys(drop, "as asked") | ({labels: "the classes"} if labels else {})
-    lists = [name for name in getattr(table, "lists", ()) if name in (columns or names) and name not in left_out]
-    if expected is not None:
-        taken = reading.placed(table, expected)
-        left_out = {name: "not the model's" for name in names if name not in taken and name != labels}
-        left_out |= {labels: "the classes"} if labels else {}
-    elif lists and (not columns or len(columns) == 1):
-        if len(lists) > 1:
-            raise ValueError(
-                f"Columns of {path} hold lists: {checks.listed(lists)}. Name one with columns (--columns)."
-            )
-        taken = lists
-        left_out |= {name: f"beside the lists of {lists[0]!r}" for name in names if name not in (lists[0], *left_out)}
-    else:
-        taken = [name for name in columns or names if name not in left_out]
-        if columns:
-            left_out |= dict.fromkeys((name for name in names if name not in columns), "not among the columns")
-    if not taken:
-        raise ValueError(f"No column of {path} is left.")
-    asked = expected is not None or bool(columns)
+    taken, left_out, is_list = _taken(table, expected, columns, drop, labels)
     values, classes, problems = _collected(table, taken, labels)
-    if values.ndim == 3:
-        values = values[..., None]  # grey images
     if not len(values):
         raise ValueError(f"{path} has no rows.")
-    if skip_unreadable and not asked and lists != taken:
-        if text := [name for name, found in problems.text.items() if 2 * found[0] >= len(values)]:
+    if skip_unreadable and not (expected or columns):
+        text = [name for name, (number, *_) in problems.text.items() if 2 * number >= len(values)]
+        if text and len(text) < len(taken):
             left_out |= dict.fromkeys(text, "text")
-            if not (taken := [name for name in taken if name not in text]):
-                raise ValueError(problems.said(path, len(values)))
+            taken = [name for name in taken if name not in text]
             values, classes, problems = _collected(table, taken, labels)
-    kept = np.ones(len(values), bool)
+    if values.ndim == 3:
+        values = values[..., None]  # grey images
+    kept, rows = np.ones(len(values), bool), None
     if values.dtype.kind == "f":
         kept = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    rows = None
-    notes = [_counted(len(values), "row"), *table.notes]
+    what = f"lists of shape {values.shape[1:]} in {taken[0]!r}" if is_list else _counted(len(taken), "column")
+    notes = [what, _counted(len(values), "row"), *table.notes]
     if not kept.all():
         if not skip_unreadable or not kept.any():
             raise ValueError(problems.said(path, len(values)))
         rows = np.flatnonzero(kept) + 1
-        notes.append(
-            f"left out {_counted(len(values) - len(rows), 'row')} with gaps or text, the first: {problems.first}"
-        )
+        lost = _counted(len(values) - len(rows), "row")
+        notes.append(f"left out {lost} with gaps or text, the first: {problems.first}")
         values, classes = values[kept], classes and [classes[i] for i in rows - 1]
-    if too_large := [n for n, v in zip(taken, values.T, strict=False) if _rounded(v)] if lists != taken else []:
-        notes.append(f"rounded to 16 digits: {checks.listed(too_large)}")
-    what = _counted(len(taken), "column")
-    if lists == taken:
-        what = f"lists of shape {values.shape[1:]} in {taken[0]!r}"
-    why = collections.defaultdict(list)
-    for name, reason in left_out.items():
-        why[reason].append(name)
-    notes += [f"left out {checks.listed(names)} ({reason})" for reason, names in why.items()]
-    said = f"{what}, " + ", ".join(notes)
-    columns = None if lists == taken else list(expected) if expected is not None else taken
-    return values, columns, classes, rows, said
+    if rounded := [] if is_list else [n for n, column in zip(taken, values.T, strict=True) if _rounded(column)]:
+        notes.append(f"rounded to 16 digits: {checks.listed(rounded)}")
+    for reason in dict.fromkeys(left_out.values()):
+        notes.append(f"left out {checks.listed(n for n, why in left_out.items() if why == reason)} ({reason})")
+    columns = None if is_list else list(expected or taken)
+    return values, columns, classes, rows, ", ".join(notes)
+
+
+def _taken(table, expected, columns, drop, labels):
+    """The columns to read, `{name: why}` of the others, and whether it is one of lists or tensors; arguments as of `read`."""
+    path, names = table.path, table.names
+    # A column may have a comma in its name; else several can be named in one word.
+    drop = [name for given in drop for name in ([given] if given in names else given.split(","))]
+    for name in [*(columns or []), *drop, *([labels] if labels else [])]:
+        checks.choice(name, f"column of {path.name}", names)
+    left_out = {labels: "the classes"} if labels else {}
+    if expected:
+        taken = reading.placed(table, expected)
+        return taken, {name: "not the model's" for name in names if name not in taken} | left_out, False
+    left_out |= {name: why for name, why in table.left_out.items() if name not in (columns or ())}
+    left_out |= dict.fromkeys(drop, "as asked")
+    left_out |= {name: "not among the columns" for name in names if columns and name not in columns}
+    taken = [name for name in columns or names if name not in left_out]
+    if not taken:
+        raise ValueError(f"No column of {path} is left.")
+    lists = [name for name in taken if name in getattr(table, "lists", ())]
+    if len(lists) > 1 or (lists and columns and len(taken) > 1):
+        raise ValueError(
+            f"Columns of {path} hold lists: {checks.listed(lists)}. Name one alone with columns (--columns)."
+        )
+    if lists:
+        left_out |= {name: f"beside the lists of {lists[0]!r}" for name in taken if name not in lists}
+    return lists or taken, left_out, bool(lists)
 
 
 def _counted(number, what):

@@ -3,6 +3,7 @@
 It needs NumPy, for images Pillow and for Parquet PyArrow, and no more of kerasae: a detector's server has a copy of this folder.
 """
 
+import collections
 from pathlib import Path
 
 from kerasae.data.reading import dialects
@@ -40,7 +41,7 @@ def open_table(path, expected=None, header=None, decimal=None, encoding=None, se
         pandas' index; `line`, of the header, or None; `notes`, what was found out, in words; and `num_rows`, at least as many as it has.
 
     Raises:
-        ValueError: if it can't be read, or its first line may or may not be a header.
+        ValueError: if it can't be read, columns share a name, or its first line may or may not be a header.
     """
     path = Path(path)
     dialect = {"header": header, "decimal": decimal, "encoding": encoding, "separator": separator}
@@ -49,8 +50,12 @@ def open_table(path, expected=None, header=None, decimal=None, encoding=None, se
             raise ValueError(f"{given[0]!r} doesn't apply to a Parquet file. Received: {path}")
         from kerasae.data.reading.parquet_tables import Parquet
 
-        return Parquet(path)
-    return Csv(path, expected, **dialect)
+        table = Parquet(path)
+    else:
+        table = Csv(path, expected, **dialect)
+    if repeated := sorted({name for name, n in collections.Counter(table.names).items() if n > 1}):
+        raise ValueError(f"Columns of {path} share a name: {', '.join(repeated[:5])}.")
+    return table
 
 
 def placed(table, columns):
