@@ -3,6 +3,7 @@
 import difflib
 import math
 import numbers
+import os
 
 import numpy as np
 
@@ -152,17 +153,22 @@ def memory(shape, dtype, what, copies=1, more=0):
     `what` names the array.
     """
     needed = copies * math.prod(shape) * np.dtype(dtype).itemsize + more
+    what = f"{what} takes {needed / 2**30:.1f} GiB of memory as {shape[0]:,} examples of {tuple(shape[1:])}"
+    fits(needed, what, "Take smaller images (--image-size), fewer columns, or fewer examples.")
+
+
+def fits(needed, what, instead):
+    """Raises where so many bytes are not free; `what` takes them, in a message that ends with what to do `instead`."""
     try:
         import psutil
 
         free = psutil.virtual_memory().available
     except ImportError:
-        return
+        if not hasattr(os, "sysconf"):
+            return
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # all there is
     if needed > free:
-        raise ValueError(
-            f"{what} takes {needed / 2**30:.1f} GiB of memory as {shape[0]:,} examples of {tuple(shape[1:])}, and "
-            f"{free / 2**30:.1f} GiB are free. Take smaller images (--image-size), fewer columns, or fewer examples."
-        )
+        raise ValueError(f"{what}, and {free / 2**30:.1f} GiB are free. {instead}")
 
 
 def listed(items, most=5):

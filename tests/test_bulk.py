@@ -154,6 +154,12 @@ def with_nan(x):
     ("make", "options", "message"),
     [
         (lambda x: {"x": fixed_lists(with_nan(x))}, {}, "NaN or infinity in rows 128 to 149 of .*in.parquet"),
+        (lambda x: {"x": pa.array([[1e300] * 64])}, {}, "Values beyond float32, 1e\\+300 to 1e\\+300, in rows 0 to 0"),
+        (
+            lambda x: {f"x{i}": pa.array(["a"]) for i in range(64)},
+            {},
+            "Column 'x0' of .* must hold numbers. Received: string",
+        ),
         (lambda x: {"x": fixed_lists(x * 255)}, {}, "from 0 to 1. Received 0 to 255 .*image_input='uint8'"),
         (lambda x: {"x": fixed_lists(x[:, :7])}, {}, r"64 numbers, shape \(8, 8, 1\), and column 'x' .* has 56"),
         (lambda x: {"x": lists(x[:, :7])}, {}, "64 numbers, .* Received 56 in rows 0 to 63"),

@@ -1,17 +1,23 @@
 """Files made to do harm, or that lie about themselves: each is refused by a sentence, before memory or other files are touched."""
 
+import hashlib
 import io
 import json
 import os
 import pickle
+import re
+import shutil
 import zipfile
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from kerasae import builders, keras_internals, tasks, untrusted
+from kerasae import builders, keras_internals, tasks, untrusted, zoo
+from kerasae.cli import shared
+from kerasae.cli.app import cli
 from kerasae.data import arrays
 
 
@@ -335,3 +341,47 @@ def test_an_index_of_another_shape_is_refused(changes, tmp_path):
     index_file(tmp_path / "index", **changes)
     with pytest.raises(ValueError, match="index"):
         tasks.SearchIndex.load(tmp_path / "index")
+
+
+# -- Sizes that were mistyped, and what a terminal obeys ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"latent_dim": 10**9}, {"latent_dim": 2, "hidden_units": (10**9, 10)}, {"latent_dim": 10**12, "network": "conv"}],
+)
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(options):
+    with pytest.raises(ValueError, match="takes .* GiB of memory or more, and .* GiB are free. Take smaller ones"):
+        builders.undercomplete((8, 8, 1), **options)
+
+
+def test_more_samples_than_memory_holds_are_refused(tmp_path):
+    builders.variational((8, 8, 1), latent_dim=2, hidden_units=(4,)).save(tmp_path / "model.keras")
+    arguments = ["sample", str(tmp_path / "model.keras"), str(tmp_path / "x.npy"), "--num", str(10**11)]
+    result = CliRunner().invoke(cli, arguments)
+    assert re.search(r"--num 100000000000 takes .* GiB of memory", str(result.exception))
+
+
+def test_control_characters_never_reach_the_terminal():
+    text = "name\x1b[2J\x9b31m\u202egnp.exe\rold\tnew\nnext é"
+    assert shared.plain(text) == "name\\x1b[2J\\x9b31m\\u202egnp.exe\\rold\tnew\nnext é"
+
+
+@pytest.mark.parametrize("command", ["list", "show"])
+def test_cards_and_units_are_plain(command, tmp_path, monkeypatch):
+    tree = tmp_path / "zoo"
+    shutil.copytree(zoo.sources.PACKAGED / "linear-dense-mnist", tree / "linear-dense-mnist")
+    shutil.copy(zoo.sources.PACKAGED / "index.json", tree)
+    index = json.loads((tree / "index.json").read_text())
+    index["models"] = {name: entry for name, entry in index["models"].items() if (tree / name).is_dir()}
+    name, entry = next(iter(index["models"].items()))
+    (tree / name / "card.md").write_text("# a card\x1b]0;title\x07")
+    entry["files"]["card.md"]["sha256"] = hashlib.sha256((tree / name / "card.md").read_bytes()).hexdigest()
+    entry["figure"]["unit"] = "nats\x1b[8m"
+    (tree / "index.json").write_text(json.dumps(index))
+    result = CliRunner().invoke(
+        cli, ["zoo", command, *([name] if command == "show" else []), "--source", str(tree)], color=True
+    )
+    assert result.exit_code == 0
+    assert "\x1b" not in result.output
+    assert "\\x1b" in result.output

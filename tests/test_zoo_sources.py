@@ -288,6 +288,21 @@ def test_a_fault_of_the_server_is_named_and_leaves_nothing(server, cache, fault)
     assert files_in(cache) == set()
 
 
+def test_a_server_that_drips_is_given_up(server, cache, monkeypatch):
+    def drip(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while not handler.server.released.wait(0.05):
+            handler.wfile.write(b"x")
+
+    monkeypatch.setattr(sources, "_SECONDS", 0.5)
+    monkeypatch.setattr(sources, "_SLOWEST", 10**9)
+    server.faults[WEIGHTS] = drip
+    with pytest.raises(TimeoutError, match="model.keras sends too slowly: not done after"):
+        zoo.load(ID, source=server.url)
+    assert files_in(cache) == set()
+
+
 def test_a_missing_file_is_not_asked_for_again(server):
     server.faults[WEIGHTS] = missing
     with pytest.raises(FileNotFoundError):

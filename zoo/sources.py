@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
@@ -24,6 +25,8 @@ _logger = logging.getLogger(__name__)
 PACKAGED = Path(__file__).parent / "models"
 
 _TIMEOUT = 30  # seconds without a byte
+# A transfer may take so many seconds, and a file's so many more as it has bytes by the slowest rate.
+_SECONDS, _SLOWEST = 120, 20_000
 _RETRIES = 2
 _LARGEST_INDEX = 10_000_000  # bytes
 
@@ -150,7 +153,9 @@ class _Remote:
         registry = pooch.Pooch(target.parent, "", **pins, retry_if_failed=_RETRIES)
 
         def downloader(_, output, __):
-            self._transfer(path, output, file.bytes if file else _LARGEST_INDEX, file is not None)
+            limit = file.bytes if file else _LARGEST_INDEX
+            seconds = _SECONDS + (limit / _SLOWEST if file else 0)
+            _in_time(lambda: self._transfer(path, output, limit, file is not None), seconds, url)
 
         log = pooch.get_logger()
         level = log.level
@@ -236,6 +241,27 @@ class _Limited(io.FileIO):
                 f"{self._url} sends more than the {self._limit:,} bytes that were announced. Nothing was kept."
             )
         return super().write(content)
+
+
+def _in_time(transfer, seconds, url):
+    """Runs a transfer, or raises `TimeoutError`: a server that sends a byte now and then never runs into `_TIMEOUT`."""
+    failed = []
+
+    def run():
+        try:
+            transfer()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(
+            f"{url} sends too slowly: not done after {seconds:.0f} seconds. Nothing was kept; try again."
+        )
+    if failed:
+        raise failed[0]
 
 
 def _check(response, **_):

@@ -188,13 +188,13 @@ def _client(scheduler, workers):
     with tempfile.TemporaryDirectory(prefix="kerasae-bulk-") as folder:
         host = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
         # A worker whose scheduler is gone ends by itself.
-        options = {"nthreads": 1, "local_directory": folder, "death_timeout": 60, "silence_logs": logging.ERROR}
+        options = {"nthreads": 1, "local_directory": folder, "death_timeout": 60, "silence_logs": logging.CRITICAL}
         # Programs of their own rather than multiprocessing's: these would import the caller's script again, and TensorFlow with it.
         worker = {"cls": SubprocessWorker, "options": {"worker_kwargs": {**host, **options}}}
         cluster = distributed.SpecCluster(
             workers=dict.fromkeys(range(workers), worker),
             scheduler={"cls": distributed.Scheduler, "options": {**host, "port": 0}},
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,  # what died is told at the end, once
         )
         with cluster, distributed.Client(cluster) as client:
             yield client

@@ -218,7 +218,10 @@ class Source:
                 raise ValueError(f"Column {name!r} holds nulls in {where}.")
 
         for name in self.columns:
-            refuse_nulls(batch.column(name), name)
+            column = batch.column(name)
+            if column.null_count and _is_list(getattr(column.type, "storage_type", column.type)):
+                raise ValueError(f"Column {name!r} holds nulls, where a list is missing, in {where}.")
+            refuse_nulls(column, name)
         name, column = self.columns[0], batch.column(self.columns[0])
         if isinstance(column.type, pa.FixedShapeTensorType):
             if None in shape:
@@ -227,6 +230,10 @@ class Source:
                 raise ValueError(f"Column {name!r} of {self.path} holds tensors that are not row-major.")
         column = column.storage if isinstance(column, pa.ExtensionArray) else column
         if len(self.columns) > 1 or not _is_list(column.type):
+            for name in self.columns:
+                type_ = batch.column(name).type
+                if not (pa.types.is_integer(type_) or pa.types.is_floating(type_)):
+                    raise ValueError(f"Column {name!r} of {self.path} must hold numbers. Received: {type_}")
             x = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in self.columns], axis=1)
         else:
             if not pa.types.is_fixed_size_list(column.type):
@@ -262,6 +269,10 @@ class Source:
             if x.dtype.kind == "f":
                 raise ValueError(f"The part takes {dtype}, and {where} are {x.dtype}.")
             bounds = bounds or (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        if dtype.kind == "f" and max(-low, high) > np.finfo(dtype).max:
+            raise ValueError(
+                f"Values beyond {dtype}, {low:g} to {high:g}, in {where}. Remove or impute such values first."
+            )
         if bounds and (low < bounds[0] or high > bounds[1]):
             hint = ""
             if bounds[1] == 1 and 1 < high <= 255:

@@ -7,7 +7,7 @@ import sys
 import click
 
 import kerasae
-from kerasae.cli import detect, export, quickstart, train, use, zoo
+from kerasae.cli import detect, export, quickstart, shared, train, use, zoo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -19,7 +19,9 @@ def cli():
     output, progress to standard error. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    shown = logging.StreamHandler()
+    shown.format = lambda record: shared.plain(record.getMessage())  # names in it may be anyone's
+    logging.basicConfig(level=logging.INFO, handlers=[shown])
     for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -29,13 +31,14 @@ def main():
     try:
         cli.main(prog_name="kerasae", standalone_mode=False)
     except click.ClickException as error:
+        error.message = shared.plain(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:
-        click.echo(f"Error: {error}", err=True)
+        shared.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 

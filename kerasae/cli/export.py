@@ -101,5 +101,6 @@ def bulk(bundle, inputs, output, as_json, **options):
         # One input can be a folder or a pattern, and "all" is a word of its own.
         paths = [str(path) for path in inputs] if len(inputs) > 1 else str(inputs[0])
         options["keep"] = "all" if options["keep"] == ("all",) else list(options["keep"]) or None
-        result = engine.run(bundle, paths, output, **options)
+        with shared.raised_as(click.ClickException, RuntimeError):
+            result = engine.run(bundle, paths, output, **options)
         show(result, "\n".join(f"{name}: {value}" for name, value in result.items()))

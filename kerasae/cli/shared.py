@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import re
 import sys
 import tomllib
 import zipfile
@@ -135,6 +136,20 @@ def reading(given):
     return given
 
 
+# What a terminal obeys instead of showing it, and what turns the direction of a line.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text):
+    """Text of any origin as a terminal may have it: control characters are written out."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def echo(text, **options):
+    """`click.echo` of `plain` text."""
+    click.echo(plain(text), **options)
+
+
 @contextlib.contextmanager
 def raised_as(kind, *errors):
     """Raises errors of these classes as `kind`, one of Click's: it is said in one line, and has an exit code."""
@@ -150,7 +165,7 @@ def reporting(as_json):
     out = sys.stdout
 
     def show(result, text):
-        click.echo(json.dumps(_finite(result), indent=None) if as_json else text, file=out)
+        echo(json.dumps(_finite(result), indent=None) if as_json else text, file=out)
 
     with contextlib.redirect_stdout(sys.stderr):
         yield show

@@ -247,7 +247,7 @@ def _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, index, o
 
 def _end(message):
     """Ends the process at once: what is left of the cluster would wait for the one that is gone."""
-    click.echo(f"Error: {message}", err=True)
+    shared.echo(f"Error: {message}", err=True)
     sys.stderr.flush()
     os._exit(1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kerasae import writing
+from kerasae import checks, writing
 from kerasae.cli import opening, shared
 
 _logger = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ def sample(model, out, num, seed, overwrite, as_json):
                 f"{opened.title} can't make new examples: only families with a prior are trained to, such as variational. "
                 "(kerasae train variational)"
             )
+        checks.memory((num, *opened.preparation.shape), "float32", f"--num {num}", copies=2)
         made = opened.preparation.invert(opened.model.sample(num, seed=seed))
         if out.suffix == ".png":
             from kerasae import figures

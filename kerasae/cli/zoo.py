@@ -36,7 +36,7 @@ def zoo_list(family, dataset, source):
 
     for model_id in list_models(family, dataset, source):
         first = source.index().models[model_id].figure
-        click.echo(f"{model_id:<36}{f'{first.metric} {first.value:.4g} {first.unit}' if first else ''}".rstrip())
+        shared.echo(f"{model_id:<36}{f'{first.metric} {first.value:.4g} {first.unit}' if first else ''}".rstrip())
 
 
 @zoo.command("show")
@@ -46,7 +46,7 @@ def zoo_show(model_id, source):
     """Show a model's card: how it was made, and what was measured under which protocol."""
     import kerasae.zoo
 
-    click.echo(kerasae.zoo.card(model_id, source))
+    shared.echo(kerasae.zoo.card(model_id, source))
 
 
 @zoo.command("download")
@@ -58,7 +58,7 @@ def zoo_download(model_ids, source):
 
     for model_id in model_ids:
         for name, path in download(model_id, source).items():
-            click.echo(f"{model_id}/{name}\t{path}")
+            shared.echo(f"{model_id}/{name}\t{path}")
 
 
 @zoo.command("verify")
@@ -72,10 +72,10 @@ def zoo_verify(model_ids, source):
     for model_id in model_ids or list_models(source=source):
         try:
             download(model_id, source)
-            click.echo(f"{model_id:<36}ok")
+            shared.echo(f"{model_id:<36}ok")
         except (ValueError, OSError) as error:
             failed += 1
-            click.echo(f"{model_id:<36}failed: {error}")
+            shared.echo(f"{model_id:<36}failed: {error}")
     if failed:
         raise click.ClickException(f"{failed} of the models can't be used.")
 
@@ -93,7 +93,7 @@ def zoo_publish(folder, models, source):
 
     writing.writable(folder, "--folder")
     for model_id in making.publish(folder, models, source):
-        click.echo(model_id)
+        shared.echo(model_id)
 
 
 @zoo.command("train")
@@ -113,7 +113,7 @@ def zoo_train(recipe, folder, overwrite, data_dir):
         folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
     writing.writable(folder, "--folder")
     making.make(path, folder, data_dir=data_dir, overwrite=overwrite)
-    click.echo((folder / "card.md").read_text())
+    shared.echo((folder / "card.md").read_text(encoding="utf-8"))
 
 
 @zoo.command("evaluate")
@@ -126,6 +126,6 @@ def zoo_evaluate(model_id, source, data_dir):
     from kerasae.zoo import making
 
     recorded = kerasae.zoo.describe(model_id, source)["metrics"]
-    click.echo(f"{'metric':<20}{'recorded':>12}{'measured':>12}")
+    shared.echo(f"{'metric':<20}{'recorded':>12}{'measured':>12}")
     for old, new in zip(recorded, making.evaluate(model_id, data_dir, source), strict=True):
-        click.echo(f"{new['metric']:<20}{old['value']:>12.4f}{new['value']:>12.4f}  {new['unit']}")
+        shared.echo(f"{new['metric']:<20}{old['value']:>12.4f}{new['value']:>12.4f}  {new['unit']}")

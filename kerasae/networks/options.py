@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import textwrap
 
@@ -63,6 +64,7 @@ class NetworkOptions:
         hidden_units = options.hidden_units
         if hidden_units == () and NETWORKS[self.network].needs_hidden_units:
             hidden_units = None
+        self._check_memory(hidden_units, latent_dim)
         head = options.output_activation or distributions.distortion(options.loss).head
         shared = (hidden_units, self.network, options.activation)
         return (
@@ -82,6 +84,15 @@ class NetworkOptions:
                 log_variance=log_variance,
             ),
         )
+
+    def _check_memory(self, hidden_units, latent_dim):
+        """Raises where sizes were mistyped: each layer's kernel holds at least its inputs times its outputs, of whatever kind it is."""
+        if hidden_units is None:
+            hidden_units = NETWORKS[self.network].hidden_units
+        sizes = [1, *checks.positive_ints(hidden_units, "hidden_units"), latent_dim]
+        weights = 2 * sum(a * b for a, b in itertools.pairwise(sizes))
+        what = f"A model with hidden_units={tuple(sizes[1:-1])} and latent_dim={latent_dim:,} takes {4 * weights / 2**30:.1f} GiB of memory"
+        checks.fits(4 * weights, f"{what} or more", "Take smaller ones.")
 
     def _check_that_networks_come_alone(self):
         given = [name for name in ("input_shape", "latent_dim") if getattr(self, name) is not None]
