@@ -189,6 +189,8 @@ def test_a_table_goes_by_names_or_by_places(tmp_path):
     bare = written(tmp_path / "b.csv", "3.5,4\n1,0\n")
     like = Preparation("table", (2,), columns=("b", "a"))
     np.testing.assert_array_equal(files.read(bare, like=like).values, [[3.5, 4], [1, 0]])
+    read = files.read(written(tmp_path / "b.csv", "1,2\n7.5,1.5\n4.5,3.5\n"), like=like)
+    np.testing.assert_array_equal(read.values, [[1, 2], [7.5, 1.5], [4.5, 3.5]])
     # An earlier version read a header of numbers as a row, and named the columns itself.
     like = Preparation("table", (2,), columns=("f0", "f1"))
     np.testing.assert_array_equal(

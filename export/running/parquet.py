@@ -130,7 +130,7 @@ class Source:
             with pq.ParquetFile(self.path) as file:
                 self.schema, self.num_rows = file.schema_arrow, file.metadata.num_rows
         except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{self.path} can't be read as Parquet: {error}") from error
+            raise ValueError(f"{self.path} can't be read as Parquet, which bulk runs take: {error}") from error
         self.columns = self._columns_of_examples(column or self.port["name"])
         self.kept = self._columns_to_copy(keep)
         self.fingerprint = {

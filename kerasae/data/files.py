@@ -139,7 +139,11 @@ def check(
             others = collections.Counter(suffix(p) or p.name for p in images.walk(path)).most_common(3)
             raise ValueError(
                 f"There are no images in {path}: expected files that end in {', '.join(images.SUFFIXES)}. "
-                + ("Found: " + ", ".join(f"{n} {suffix}" for suffix, n in others) if others else "It is empty.")
+                + (
+                    f"Found: {', '.join(f'{n} {end}' for end, n in others)}. Save images of other kinds as JPEG or PNG."
+                    if others
+                    else "It is empty."
+                )
             )
         return "images"
     if suffix(path) not in SUFFIXES:

@@ -77,11 +77,14 @@ class Csv:
         if self.decimal not in (".", ","):
             raise ValueError(f"decimal must be '.' or ','. Received: {decimal!r}")
         stripped = [cell.strip() for cell in first]
-        if header is None:
-            header = bool(expected) and {name.strip() for name in expected} <= set(stripped)
-            header = header or dialects.names_columns(first, rows, self.decimal)
-        if header is None and expected:  # a file for a model whose columns it doesn't name
-            header = False
+        if header is None and expected:
+            header = {name.strip() for name in expected} <= set(stripped)
+            words = not all(re.fullmatch(r"f\d+", name) or dialects.is_number(name, ".") for name in expected)
+            # Numbers don't name the columns of a model that has names for them.
+            if not header and not (words and all(dialects.is_number(cell, self.decimal) for cell in first)):
+                header = bool(dialects.names_columns(first, rows, self.decimal))
+        elif header is None:
+            header = dialects.names_columns(first, rows, self.decimal)
         if header is None:
             raise ValueError(
                 f"The first line of {path}, {self.separator.join(first)[:60]!r}, may name the columns or be the first row: "
