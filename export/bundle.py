@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import kerasae
 from kerasae import checks, runtime, writing
-from kerasae.export import litert_files, manifests, onnx_files, parity
+from kerasae.export import litert_files, manifests, onnx_files, parity, pipelines
 from kerasae.export import variants as variant_files
 from kerasae.export.onnx_files import DEFAULT_OPSET
 from kerasae.export.parts import ExportError, in_float32, parts_of
@@ -55,8 +55,8 @@ def export(
     such as the signature `score_samples` and `score_samples.onnx` of an `AnomalyDetector`, and compared with those methods.
 
     Args:
-        model: kerasae model, trained or not; or a fitted estimator of `kerasae.tasks`, for which `image_input`, `variants` and
-            `calibration` don't apply.
+        model: kerasae model, trained or not; or a fitted estimator of `kerasae.tasks`, or scikit-learn pipeline of scalers and one,
+            for which `image_input`, `variants` and `calibration` don't apply.
         folder: where the bundle goes; a new or empty folder.
         formats: which of `"saved_model"`, `"onnx"` and `"litert"` (`encoder.tflite` and so on, where TensorFlow's converter
             works; it needs the extra `kerasae[litert]`). Default: the first two.
@@ -97,6 +97,8 @@ def export(
     manifest["parity"]["max_relative_difference"]
     ```
     """
+    if hasattr(model, "named_steps"):
+        model = pipelines.estimator_of(model)
     is_estimator = not isinstance(model, keras.Model)
     if not hasattr(model, "functions"):
         raise ValueError(

@@ -8,17 +8,20 @@ import pickle
 import keras
 import numpy as np
 import pytest
+from sklearn import preprocessing
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import kerasae
 from kerasae import export, metrics, tasks
+from kerasae.runtime import Bundle
 from kerasae.tasks.batches import run
 
 TINY = {"hidden_units": (4,), "latent_dim": 2, "epochs": 2}
@@ -216,6 +219,32 @@ def test_reducer_in_a_grid_search(flat):
     assert search.best_params_ == {"latent_dim": 10}
 
 
+def test_a_detector_in_a_grid_search(rng):
+    x = np.concatenate([rng.normal(size=(60, 3)), rng.normal(4, 1, size=(12, 3))])
+    y = np.repeat([1, -1], [60, 12])
+    detector = tasks.AnomalyDetector(epochs=1, max_samples=60, random_state=0)
+    parts = StratifiedKFold(2, shuffle=True, random_state=0)
+    search = GridSearchCV(detector, {"latent_dim": [1, 2]}, cv=parts, error_score="raise").fit(x, y)
+    assert search.best_score_ > 0.95
+    fitted = search.best_estimator_
+    assert fitted.score(x, y) == roc_auc_score(y, fitted.score_samples(x))
+    for labels in (y > 0, np.ones(72)):
+        with pytest.raises(ValueError, match="1 for normal examples and -1 for anomalies, both"):
+            fitted.score(x, labels)
+
+
+def test_an_imputer_in_a_grid_search(rng):
+    x = rng.normal(size=(200, 1)) + rng.normal(0, 0.1, size=(200, 3))
+    x = x * (1, 10, 1000)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    imputer = tasks.Imputer(latent_dim=1, hidden_units=(4,), epochs=1, n_samples=20, random_state=0)
+    search = GridSearchCV(imputer, {"learning_rate": [1e-3, 1e-2]}, cv=2, error_score="raise").fit(x)
+    fitted = search.best_estimator_
+    assert -0.2 < fitted.score(x) < 0  # of the others' noise; column means have -1
+    assert fitted.score(x) == fitted.score(x)
+    assert np.isfinite(fitted.score(np.nan_to_num(x) * (1, 1, 0)))  # a constant column
+
+
 @pytest.mark.parametrize("model", ["linear", "denoising", "k_sparse", "sparse", "contractive", "variational"])
 def test_reducer_of_every_family(model, flat):
     options = {"model_options": {"k": 3}} if model == "k_sparse" else {}
@@ -347,6 +376,36 @@ def test_the_deployed_graph_answers_directly(name, arguments, output, digits, tm
     answer = served(x=tf.constant(x_test[:20], "float32"))[output]
     np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-4)
     assert "Preprocessing: none: the parts scale" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "scalers",
+    [[preprocessing.StandardScaler()], [preprocessing.MinMaxScaler(), "passthrough", preprocessing.RobustScaler()]],
+    ids=["standard", "two"],
+)
+def test_a_pipeline_of_scalers_is_exported(scalers, rng, tmp_path):
+    x = rng.normal(size=(100, 4)) * (1, 10, 100, 1000) + (0, 5, 1e4, 0)
+    pipeline = make_pipeline(*scalers, tasks.AnomalyDetector(epochs=1, max_samples=64, random_state=0)).fit(x)
+    before = pipeline.score_samples(x)
+    export.export(pipeline, tmp_path / "bundle", ["onnx"], x=x)
+    score = Bundle(tmp_path / "bundle").open("score_samples")
+    scores = score(x.astype(score.inputs[0]["dtype"]))["score"]
+    np.testing.assert_allclose(scores, before, rtol=1e-3)
+    np.testing.assert_array_equal(pipeline.score_samples(x), before)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([preprocessing.StandardScaler(), PCA(2)], "'pca' is a PCA: export the steps up to kerasae's"),
+        ([preprocessing.PolynomialFeatures(), tasks.Reducer(**TINY)], "may have StandardScaler.*'polynomialfeatures'"),
+        ([preprocessing.StandardScaler(), tasks.Imputer(**TINY)], "not in those of the data. Fit Imputer to raw data"),
+    ],
+)
+def test_pipelines_that_cant_be_exported_are_told_why(steps, message, rng, tmp_path):
+    pipeline = make_pipeline(*steps).fit(rng.normal(size=(40, 4)))
+    with pytest.raises(ValueError, match=message):
+        export.export(pipeline, tmp_path / "bundle", ["onnx"])
 
 
 def test_estimators_that_cant_be_exported_are_told_why(flat, tmp_path):

@@ -6,6 +6,7 @@ import numbers
 import keras
 import numpy as np
 from sklearn.base import OutlierMixin
+from sklearn.metrics import roc_auc_score
 from sklearn.utils.validation import check_is_fitted
 
 from kerasae import checks
@@ -192,6 +193,22 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
     def predict(self, X):
         """+1 for normal examples, -1 for anomalies, `(n,)`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def score(self, X, y):
+        """The area under the ROC curve of `score_samples`: 1 where all anomalies score lower, 0.5 is chance. `GridSearchCV` asks for it.
+
+        Args:
+            X: as in `fit`.
+            y: labels as `predict` gives them: above 0 for normal examples, below for anomalies. 0 and 1 alone are refused, since either is
+                in use for anomalies.
+        """
+        is_normal = np.asarray(y) > 0
+        if set(np.unique(y)) <= {0, 1} or is_normal.all() or not is_normal.any():
+            raise ValueError(
+                f"`y` must hold 1 for normal examples and -1 for anomalies, both. Received: {np.unique(y).tolist()[:5]}. In a search over "
+                "options, let each part hold both: GridSearchCV(..., cv=StratifiedKFold())."
+            )
+        return roc_auc_score(is_normal, self.score_samples(X))
 
     def functions(self):
         """`score_samples`, from raw examples to scores; see `AutoencoderEstimator.functions`."""

@@ -204,6 +204,24 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
                 drawn[:, row, missing] = values[:, missing]
         return drawn
 
+    def score(self, X, y=None):
+        """Minus the mean squared error of entries that are hidden for it, in units of their columns' variances; `GridSearchCV` asks for it.
+
+        Args:
+            X: as in `fit`, but for what is known: a tenth of it is hidden, at random but always the same.
+            y: ignored.
+        """
+        check_is_fitted(self)
+        X = self._validate(X, images=False, ensure_all_finite="allow-nan")
+        known = np.argwhere(~np.isnan(X))
+        rows, columns = np.random.default_rng(0).permutation(known)[: -(-len(known) // 10)].T
+        hidden = X.copy()
+        hidden[rows, columns] = np.nan
+        errors = (self.transform(hidden) - X)[rows, columns] / np.where((scale := np.nanstd(X, axis=0)) > 0, scale, 1)[
+            columns
+        ]
+        return -float(np.mean(np.square(errors, dtype="float64")))
+
     def functions(self):
         """`transform`, from raw rows with NaN to imputed ones; see `AutoencoderEstimator.functions`."""
         check_is_fitted(self)
