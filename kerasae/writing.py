@@ -231,7 +231,7 @@ def _full_disk_said(path):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(
-            f"{path} could not be written, and is as it was: {error.strerror}. Make room, and try again."
+            f"{path} could not be written: {error.strerror}. What was there before is as it was. Make room, and try again."
         ) from error
 
 

@@ -1,6 +1,8 @@
 """The command as a person runs it."""
 
+import contextlib
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -486,6 +488,40 @@ def test_a_damaged_checkpoint_goes_on_from_the_state_before(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to kill")
+@pytest.mark.parametrize("step", [0, 3, 9, 14, 25])
+def test_a_run_whose_replacing_is_killed_is_whole_at_the_next_start(trained, tmp_path, step):
+    """Whether before the last of the old files is aside, or before the last of the new ones is in."""
+    root, _ = trained
+    run = shutil.copytree(root / "table", tmp_path / "run")
+    process = os.fork()
+    if process == 0:
+        moves, move = itertools.count(), writing._move
+        writing._move = lambda *paths: os._exit(9) if next(moves) == step else move(*paths)
+        with contextlib.suppress(BaseException), writing.together(run, checkpoints.files_of) as beside:
+            shutil.copytree(root / "digits", beside, dirs_exist_ok=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert held(run) not in (held(root / "table"), held(root / "digits"))
+    assert json.loads(call("train", "--resume", "--folder", run, "--json"))["metrics"]  # finished
+    assert held(run) in (held(root / "table"), held(root / "digits"))
+
+
+def test_large_images_get_a_convolutional_network():
+    shape = {"variational": (128, 96, 3), "deep": (33, 33, 1), "undercomplete": (28, 28, 1), "linear": (64, 64, 1)}
+    chosen = {family: recipes.with_network(family, {"latent_dim": 16}, shape) for family, shape in shape.items()}
+    conv = {"latent_dim": 16, "network": "conv"}
+    assert chosen == {
+        "variational": {**conv, "hidden_units": [16, 32, 64, 128]},
+        "deep": {**conv, "hidden_units": [32, 64, 128]},
+        "undercomplete": {"latent_dim": 16},
+        "linear": {"latent_dim": 16},
+    }
+    for given in ({"network": "dense"}, {"hidden_units": [512]}):
+        assert recipes.with_network("variational", given, (64, 64, 1)) == given
+    assert recipes.with_network("variational", {}, (64,)) == recipes.with_network("variational", {}, (64, 64, 9)) == {}
+
+
 def test_a_full_disk_is_said(trained, tmp_path):
     """As a limit on the size of files: HDF5 and memory maps end the process by a signal where the disk is full."""
     resource = pytest.importorskip("resource")
@@ -495,7 +531,7 @@ def test_a_full_disk_is_said(trained, tmp_path):
     before = held(tmp_path)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        with pytest.raises(OSError, match=r"epoch-1.weights.h5 could not be written, and is as it was: File too large"):
+        with pytest.raises(OSError, match=r"epoch-1.weights.h5 could not be written: File too large. What was there"):
             checkpoints.save_weights(model, tmp_path / "epoch-1.weights.h5")
         assert "x.npy could not be written" in call(
             "sample", trained[0] / "digits", tmp_path / "x.npy", "--num", 999, code=1
