@@ -172,7 +172,7 @@ def test_a_stopped_fit_goes_on(table, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.Progress, "save", stop)
-        CliRunner().invoke(cli, ["detect", *fit])
+        assert "Go on with the same command" in CliRunner().invoke(cli, ["detect", *fit]).stderr
     assert saved[-1] == ("member-1", 2)
     assert [p.name for p in Path("detector").iterdir()] == [".checkpoint-detector"]
     assert "epochs was 3 and is 4" in call(*fit, "--set", "epochs=4", code=1)

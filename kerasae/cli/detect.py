@@ -80,6 +80,10 @@ def fit(data, folder, anomalies, contamination, settings, seed, test_fraction, o
             ):
                 made = detector.fit(given, folder, options, shared.verbose(), overwrite)
             show({"folder": str(folder.resolve()), **made}, _text(folder, made))
+        except KeyboardInterrupt:
+            if detector.is_begun(folder):
+                click.echo("\nStopped. Go on with the same command.", err=True)
+            raise
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # of what failed at the door nothing stays

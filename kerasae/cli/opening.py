@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import click
 
 from kerasae import untrusted, writing
 from kerasae.cli import shared
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,10 @@ def open_model(name):
         model = _load_file(keras, file)
         if file.name == "model.keras" and (run / "data.json").is_file():
             recipe = recipes.read(run / "recipe.toml")
-            history = untrusted.json(run / "history.json", {str: [(int, float)]})
+            try:
+                history = untrusted.json(run / "history.json", {str: [(int, float)]})
+            except ValueError as error:  # it is only drawn
+                _logger.warning("%s It is left out.", error)
             facts = untrusted.json(run / "data.json", _DATA, most=2**29)
     else:
         model = zoo.load(name)

@@ -249,12 +249,13 @@ def check_new(folder, overwrite, ours):
         )
 
 
-def check_apart(out, *inputs):
-    """Raises on an OUT that is one of the inputs, or from which or into which files of one would come.
+def check_apart(out, *inputs, around=False):
+    """Raises on an OUT that is one of the inputs, lies in one, or holds one.
 
     Args:
         out: path of a file or folder to write.
         *inputs: paths of files and folders to read, None, or names of something else.
+        around: whether it may hold one.
     """
     place = out.resolve()
     for given in inputs:
@@ -263,7 +264,12 @@ def check_apart(out, *inputs):
             continue
         path = path.resolve()
         inside = path in place.parents and (not place.suffix or place.suffix.lower() in _IMAGE_SUFFIXES)
-        if path == place or place in path.parents or inside or (place.exists() and place.samefile(path)):
+        if (
+            path == place
+            or (place in path.parents and not around)
+            or inside
+            or (place.exists() and place.samefile(path))
+        ):
             raise click.ClickException(
                 f"{out} {'lies in' if inside else 'is, or holds,'} {given}, which is read: what is written there could destroy it, or be "
                 "taken for more of it. Choose another place."

@@ -129,6 +129,10 @@ def _claim(folder, resume, overwrite, task):
             )
         return False
     if resume:
+        if "metrics.json" in held and not (begun or finished or task):
+            raise click.ClickException(
+                f"{folder / 'metrics.json'} is damaged, or not of a run: nothing can go on from it."
+            )
         if held and not (begun or finished or task):
             raise click.ClickException(f"There is no run in {folder} to resume.")
         return finished

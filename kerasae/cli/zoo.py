@@ -106,11 +106,14 @@ def zoo_publish(folder, models, source):
 def zoo_train(recipe, folder, overwrite, data_dir):
     """Train a model by RECIPE, a model's id or a TOML file. Call it again to continue a run that was stopped."""
     import kerasae.zoo
+    from kerasae.runs import recipes
     from kerasae.zoo import making
 
     path = kerasae.zoo.recipe_path(recipe)
+    data = recipes.read(path).data.path
     if folder is None:
         folder = Path(path.parent.name if path.name == "recipe.toml" else path.stem)
+    shared.check_apart(folder, data, around=True)  # a recipe, its data and its model may lie side by side
     writing.writable(folder, "--folder")
     making.make(path, folder, data_dir=data_dir, overwrite=overwrite)
     shared.echo((folder / "card.md").read_text(encoding="utf-8"))

@@ -185,6 +185,11 @@ def _going_on(checkpoint):
     return go_on
 
 
+def is_begun(folder):
+    """Whether a fit in the folder was stopped, and can go on."""
+    return bool(_states(Path(folder) / _CHECKPOINT))
+
+
 def files_of(folder):
     """Names of the files that `fit` left in a folder; none where there is no detector."""
     server_files = {f"server/{name}" for name in ("README.md", "detector.json", "score.py")}
