@@ -228,9 +228,10 @@ def test_a_detector_in_a_grid_search(rng):
     assert search.best_score_ > 0.95
     fitted = search.best_estimator_
     assert fitted.score(x, y) == roc_auc_score(y, fitted.score_samples(x))
-    for labels in (y > 0, np.ones(72)):
-        with pytest.raises(ValueError, match="1 for normal examples and -1 for anomalies, both"):
-            fitted.score(x, labels)
+    with pytest.raises(ValueError, match="1 for normal examples and -1 for anomalies, both"):
+        fitted.score(x, np.ones(72))
+    with pytest.warns(UserWarning, match="1 is taken for normal"):
+        assert fitted.score(x, (y > 0).astype(int)) == fitted.score(x, y)
 
 
 def test_an_imputer_in_a_grid_search(rng):

@@ -2,6 +2,7 @@
 
 import copy
 import numbers
+import warnings
 
 import keras
 import numpy as np
@@ -199,11 +200,13 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
 
         Args:
             X: as in `fit`.
-            y: labels as `predict` gives them: above 0 for normal examples, below for anomalies. 0 and 1 alone are refused, since either is
-                in use for anomalies.
+            y: labels as `predict` gives them: above 0 for normal examples, below for anomalies. Of 0 and 1, both of which are in use for
+                anomalies, 1 is taken for normal, and a warning says so.
         """
         is_normal = np.asarray(y) > 0
-        if set(np.unique(y)) <= {0, 1} or is_normal.all() or not is_normal.any():
+        if set(np.unique(y)) == {0, 1}:
+            warnings.warn("`y` holds 0 and 1: 1 is taken for normal. -1 and 1 leave no doubt.", stacklevel=2)
+        if is_normal.all() or not is_normal.any():
             raise ValueError(
                 f"`y` must hold 1 for normal examples and -1 for anomalies, both. Received: {np.unique(y).tolist()[:5]}. In a search over "
                 "options, let each part hold both: GridSearchCV(..., cv=StratifiedKFold())."
