@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 _ROWS_AT_ONCE = 4096
+_LARGEST = float(np.finfo("float32").max)
 
 
 def positive_int(value, name):
@@ -17,10 +18,25 @@ def positive_int(value, name):
     return int(value)
 
 
-def batch_size(arguments):
-    """Checks the `batch_size` in the dict of a call's arguments, and makes it an int there; None means Keras's default."""
-    if arguments.get("batch_size") is not None:
-        arguments["batch_size"] = positive_int(arguments["batch_size"], "batch_size")
+def steps(arguments):
+    """Checks sizes and numbers of batches in the dict of a call's arguments, and makes them ints; None means Keras's default."""
+    for name in ("batch_size", "validation_batch_size", "steps", "steps_per_epoch", "validation_steps"):
+        if arguments.get(name) is not None:
+            arguments[name] = positive_int(arguments[name], name)
+
+
+def fit_arguments(arguments):
+    """Checks what `fit` is given besides data, and would go wrong in silence, or in the middle."""
+    steps(arguments)
+    fraction = arguments.get("validation_split")
+    if fraction is not None and real_number(fraction, "validation_split", minimum=0) >= 1:
+        raise ValueError(
+            f"`validation_split` must lie in [0, 1): the share of the examples to hold out. Received: {fraction}"
+        )
+    if arguments.get("class_weight") is not None:
+        raise ValueError(
+            "`class_weight` weighs by labels, and an autoencoder has none. Pass `sample_weight`, one per example."
+        )
 
 
 def positive_ints(values, name):
@@ -86,7 +102,7 @@ def array(values, shape=None, name="x", unit_interval=False, missing=False):
         ValueError: on a wrong rank, shape or dtype, no examples, NaN or infinity, or values outside [0, 1].
     """
     try:
-        values = np.asarray(values)
+        values = np.asarray(plain(values))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must be an array of numbers. Received: {type(values)}") from error
     if values.dtype == bool or values.dtype.kind not in "iuf":
@@ -108,6 +124,41 @@ def array(values, shape=None, name="x", unit_interval=False, missing=False):
     for start in range(0, len(values), _ROWS_AT_ONCE):
         _check_values(values[start : start + _ROWS_AT_ONCE], name, unit_interval, start, missing)
     return values
+
+
+def plain(values):
+    """A masked array, or a pandas object of numbers, booleans and their nullable types, as an array, with NaN for what is missing."""
+    if isinstance(values, np.ma.MaskedArray):
+        return (
+            values.astype(np.result_type(values.dtype, "float32")).filled(np.nan) if values.mask.any() else values.data
+        )
+    kinds = getattr(values, "dtypes", None)
+    if hasattr(values, "iloc") and all(
+        getattr(kind, "kind", "O") in "iufb" for kind in getattr(kinds, "values", [kinds])
+    ):
+        array = np.asarray(values)
+        return values.to_numpy("float64", na_value=np.nan) if array.dtype == object else array
+    return values
+
+
+def not_negative(values, name):
+    """Raises where one is below 0."""
+    if values.min() < 0:
+        raise ValueError(f"`{name}` must hold numbers of at least 0. Received: {values.min():g}")
+
+
+# Noise takes an example in [0, 1] a little above; this far, with nothing below 0, it is of 8 bits.
+CLEARLY_ABOVE_1 = 2.0
+
+
+def no_bytes(values, name):
+    """Raises on what looks like 8-bit images, where a model takes them in [0, 1]."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    if low >= 0 and CLEARLY_ABOVE_1 < high <= 255:
+        raise ValueError(
+            f"`{name}` goes from {low:g} to {high:g}, as 8-bit images do, and this model was made for values in [0, 1]. Divide by 255. "
+            "(A model that was fitted to such x, with targets y, does encode it: model.encoder.predict(x).)"
+        )
 
 
 def in_order(values, names, name="x"):
@@ -177,6 +228,19 @@ def listed(items, most=5):
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def in_float32(values, name):
+    """Raises where numbers, of which some may be NaN, are beyond float32."""
+    if values.dtype == np.float64 and values.size and not np.isnan(high := np.nanmax(values)):
+        _in_float32(np.nanmin(values), high, name)
+
+
+def _in_float32(low, high, name):
+    if max(-low, high) > _LARGEST:
+        raise ValueError(
+            f"`{name}` holds values up to {max(-low, high):g}, and float32, in which models compute, ends at {_LARGEST:g}. Scale them."
+        )
+
+
 def _check_values(rows, name, unit_interval, start, missing):
     if missing and rows.dtype.kind == "f":
         rows = np.where(np.isnan(rows), 0, rows)
@@ -186,6 +250,7 @@ def _check_values(rows, name, unit_interval, start, missing):
         raise ValueError(
             f"`{name}` holds NaN or infinity, first in example {start + bad}. Remove or impute such values first."
         )
+    _in_float32(low, high, name)
     if unit_interval and (low < 0 or high > 1):
         hint = " Divide 8-bit images by 255." if high > 1 and low >= 0 and high <= 255 else ""
         raise ValueError(

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kerasae import checks, losses
+from kerasae import checks, keras_internals, losses
 from kerasae.layers import random_seed, reparameterize, sample_normal
 
+_ACTIVATION_LAYERS = {("activations", name) for name in ("elu", "leaky_relu", "relu", "softmax")}
 _FACTORS = 8  # of a product whose logarithm is taken at once
 
 
@@ -107,6 +108,22 @@ class Bernoulli(Likelihood):
     head = "sigmoid"
     score = "cross-entropy of x and its reconstruction r: -sum_i x_i ln r_i + (1 - x_i) ln(1 - r_i)", "nats"
 
+    def check_decoder(self, decoder):
+        """Raises where the decoder's last activation leaves [0, 1], as cut-off logarithms would learn from it in silence."""
+        layer = keras_internals.last_computing_layer(decoder.outputs[0])
+        activation = getattr(layer, "activation", None)
+        if activation is None and keras_internals.kind_of_layer(layer) in _ACTIVATION_LAYERS:
+            activation = layer
+        if activation is None:
+            return  # a layer of one's own
+        values = np.asarray(activation(tf.linspace([-9.0], [9.0], 19, axis=1)))
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(
+                "A cross-entropy (Bernoulli) loss needs a decoder whose output lies in [0, 1], and this one's last layer, "
+                f'{layer.name!r}, gives values from {values.min():g} to {values.max():g}. End it in keras.layers.Activation("sigmoid"), '
+                'or take loss="squared_error".'
+            )
+
     def reader(self, decoder, names):
         with_logits = logits_decoder(decoder)
         return lambda inputs, training: dict(zip((names[0], "logits"), with_logits(inputs, training), strict=True))
@@ -177,6 +194,10 @@ _DISTORTIONS = {"squared_error": SquaredError, "binary_crossentropy": Bernoulli}
 
 def distortion(name):
     """The likelihood behind a `loss` of `kerasae.models.Autoencoder`: `"squared_error"` or `"binary_crossentropy"`."""
+    if callable(name):
+        raise ValueError(
+            f"A loss of your own goes into compile(loss=...), which replaces the model's. Received as `loss`: {name!r}"
+        )
     return _DISTORTIONS[checks.choice(name, "loss", _DISTORTIONS)]()
 
 

@@ -5,6 +5,7 @@ A release of either may change these names: then this is the one file to mend. `
 
 import contextlib
 import io
+import re
 
 import keras
 import tensorflow as tf
@@ -24,6 +25,14 @@ def producer(tensor):
     """`(layer, its input tensors)` that a symbolic tensor of a Functional model comes from: the graph has no public form but a config."""
     layer, node, _ = tensor._keras_history
     return layer, layer._inbound_nodes[node].input_tensors
+
+
+def last_computing_layer(tensor):
+    """The layer that gave a symbolic tensor its values, behind those that only put them in another shape."""
+    layer, inputs = producer(tensor)
+    while (kind_of_layer(layer) or ("",))[0] in ("reshaping", "regularization") and len(inputs) == 1:
+        layer, inputs = producer(inputs[0])
+    return layer
 
 
 def kind_of_layer(layer):
@@ -76,6 +85,18 @@ def know_inputs(model, inputs):
 def is_saving_hdf5():
     """Whether Keras writes its old format, which `keras.saving.save_model` does without asking the model's `save`."""
     return bool(keras.src.backend.common.global_state.get_global_attribute("use_legacy_config", False))
+
+
+def failure_of_dataset(error):
+    """The reason in an error of TensorFlow, if it came from a dataset rather than from a model; else None."""
+    message = str(error)
+    if not any(name in message for name in ("IteratorGetNext", "PyFunc", "IteratorV2")):
+        return None
+    lines = [line.strip() for line in message.replace("{{", "\n{{").splitlines()]
+    named = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Interrupt)\w*: ", line)]
+    return (
+        named or [line for line in lines if line and not line.startswith(("{{", "Graph exec", "Detected", "<stack"))]
+    )[0]
 
 
 def clip_gradients(optimizer, gradients):

@@ -136,7 +136,9 @@ def _mapped(model, name, batches, total, verbose, unit_interval=False):
     with tqdm(total=total, unit=" examples", unit_scale=True, disable=not verbose) as progress:
         for i, batch in enumerate(batches):
             batch, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            batch = tf.nest.flatten(model.check_examples(batch, f"x in batch {i}", unit_interval))
+            where = f"x in batch {i}"
+            batch = model.check_examples(batch, where, True) if unit_interval else model.check_inputs(batch, where)
+            batch = tf.nest.flatten(batch)
             cast = [tf.cast(part, spec.dtype) for part, spec in zip(batch, specs, strict=True)]
             yield compute(*cast)[0].numpy()
             progress.update(len(batch[0]))

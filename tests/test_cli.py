@@ -22,7 +22,7 @@ from PIL import Image
 
 import kerasae
 from kerasae import writing
-from kerasae.cli import detect, train
+from kerasae.cli import detect, shared, train
 from kerasae.cli.app import cli
 from kerasae.data import files
 from kerasae.runs import checkpoints, examples, recipes
@@ -397,6 +397,15 @@ def test_the_data_decide_what_nobody_said(tmp_path):
     call(*train, "--folder", tmp_path / "run", "--validation", 0)
     recipe = recipes.read(tmp_path / "run" / "recipe.toml")
     assert (recipe.model["latent_dim"], recipe.training.batch_size, recipe.data.validation) == (8, 32, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("tied=False", False), ("a=True", True), ("a=false", False), ("a=selu", "selu"), ("a=[1, 2]", [1, 2])],
+)
+def test_set_takes_toml_words_and_python_s_booleans(text, value):
+    assert shared.setting(text)[1] == value
+    assert type(shared.setting(text)[1]) is type(value)
 
 
 class Stop(keras.callbacks.Callback):

@@ -32,6 +32,8 @@ class Detector:
         folder = Path(folder)
         self.facts = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         self.threshold = self.facts["threshold"]
+        if not np.isfinite(self.threshold):
+            raise ValueError(f"{folder} is damaged: its threshold, {self.threshold}, is no number.")
         self.preparation = self.facts["preparation"]
         self.shape = tuple(self.preparation["shape"])
         manifest = json.loads((folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))

@@ -210,11 +210,12 @@ def class_names(y, classes):
 
 
 def setting(text):
-    """`(name, value)` of NAME=VALUE, the value as TOML has it."""
+    """`(name, value)` of NAME=VALUE, the value as TOML has it, or Python's True and False."""
     name, equals, value = text.partition("=")
     if not equals:
         raise click.UsageError(f"--set takes NAME=VALUE. Received: {text!r}")
     try:
+        value = value.strip().lower() if value.strip() in ("True", "False") else value
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value  # a bare word

@@ -1,5 +1,6 @@
 """The one mechanism: every family is this class with its own terms."""
 
+import contextlib
 import math
 
 import keras
@@ -204,7 +205,8 @@ class Autoencoder(Fitting, Exits):
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
-        codes = predict(self.encoder, self._check_inputs(x), batch_size, verbose)
+        with contextlib.ExitStack() as naming:
+            codes = predict(self.encoder, self._check_inputs(x, naming), batch_size, verbose)
         return np.asarray(self.code_of(codes))
 
     def code_of(self, encoder_output):

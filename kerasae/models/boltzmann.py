@@ -1,5 +1,6 @@
 """The restricted Boltzmann machine."""
 
+import contextlib
 import functools
 import inspect
 import math
@@ -10,7 +11,8 @@ from keras import ops
 
 from kerasae import checks, keras_internals, losses
 from kerasae.layers import random_seed
-from kerasae.models import execution, exits, fitting
+from kerasae.models import batches, execution, exits
+from kerasae.models.batches import is_batched
 from kerasae.models.exits import Exits
 from kerasae.models.stacks import one_layer_networks
 
@@ -215,34 +217,45 @@ class RestrictedBoltzmannMachine(Exits):
                 f"Received a strategy with {replicas} replicas."
             )
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        checks.batch_size(arguments)
+        checks.fit_arguments(arguments)
         exits.check_callbacks(execution.callbacks_of(arguments))
-        arguments["x"] = self._check(arguments.get("x"))
-        validation_data = arguments.get("validation_data")
-        if validation_data is not None:
-            x, *rest = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
-            arguments["validation_data"] = (self._check(x, "validation "), *rest)
-        return super().fit(**execution.fed_fit(self, arguments))
+        with contextlib.ExitStack() as naming:
+            arguments["x"] = self._check(arguments.get("x"), naming, arguments.get("steps_per_epoch"))
+            validation_data = arguments.get("validation_data")
+            if validation_data is not None:
+                x, *rest = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
+                x = self._check(x, naming, arguments.get("validation_steps"), "validation ")
+                arguments["validation_data"] = x if is_batched(x) else (x, *rest)
+            return super().fit(**execution.fed_fit(self, arguments))
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):
-        # `fit` has checked its validation data.
-        x = x if keras_internals.VALIDATING in kwargs else self._check(x)
-        return super().evaluate(x, *args, **kwargs)
+        with contextlib.ExitStack() as naming:
+            # `fit` has checked its validation data.
+            x = x if keras_internals.VALIDATING in kwargs else self._check(x, naming, kwargs.get("steps"))
+            return super().evaluate(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
-        return super().predict(self._check(x), *args, **kwargs)
+        with contextlib.ExitStack() as naming:
+            return super().predict(self._check(x, naming, kwargs.get("steps")), *args, **kwargs)
 
-    def _check(self, x, prefix=""):
+    def _check(self, x, naming, steps=None, prefix=""):
         if x is None:
             raise ValueError(f"No {prefix}x: pass an array of examples or a tf.data.Dataset as `x`.")
-        if not fitting.is_batched(x):
+        if not is_batched(x):
             return checks.array(x, (self.visible_dim,), f"{prefix}x", unit_interval=True)
-        if (first := fitting.first_batch(x, prefix)) is not None:
-            first, _, _ = keras.utils.unpack_x_y_sample_weight(first)
-            checks.array(first, (self.visible_dim,), f"{prefix}x in the dataset's first batch", unit_interval=True)
-        return x
+
+        def check(batch, number):
+            v, *others = keras.utils.unpack_x_y_sample_weight(batch)
+            v = checks.array(v, (self.visible_dim,), f"{prefix}x {batches.place(number)}", unit_interval=True)
+            return keras.utils.pack_x_y_sample_weight(batches.as_floats(v), *others)
+
+        def seems_right(batch):
+            v, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            return batches.within(v, (self.visible_dim,), 0.0, 1.0)
+
+        return batches.watched(x, naming, batches.Watch(check, seems_right, prefix), steps)
 
     # -- Unrolling and saving ------------------------------------------------------------------------------------------
 

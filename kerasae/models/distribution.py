@@ -111,6 +111,11 @@ def as_logs(metrics):
     return metrics
 
 
+def has_several_workers(model):
+    """Whether a model trains in several processes, over which Keras splits its data."""
+    return keras_internals.has_several_workers(model.distribute_strategy)
+
+
 def regularisation(model):
     """The weight regularisers of a model, of which each replica takes an equal share."""
     if len(model.losses) != sum(v.regularizer is not None for v in model.trainable_weights):

@@ -5,7 +5,7 @@ import logging
 import keras
 
 from kerasae import checks
-from kerasae.models import fitting
+from kerasae.models import batches
 from kerasae.models.autoencoder import Autoencoder
 from kerasae.models.boltzmann import RestrictedBoltzmannMachine
 from kerasae.models.stacks import check_sigmoids, dense_stack, one_layer_networks
@@ -214,7 +214,7 @@ def _pretrain(stack, x, train, epochs, batch_size, validation_split, callbacks, 
 
 def _vectors(model, x, unit_interval=False):
     """The examples, checked, as `(n, visible_dim)`."""
-    if fitting.is_batched(x):
+    if batches.is_batched(x):
         raise ValueError(f"`x` must be an array: every layer trains on the codes of all examples. Received: {x!r}")
     x = checks.array(x, model.encoder.inputs[0].shape[1:], unit_interval=unit_interval)
     return x.reshape(len(x), -1)

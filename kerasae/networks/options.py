@@ -122,6 +122,8 @@ _TEXTS = {
 _POSITIONAL = ("input_shape", "latent_dim", "hidden_units", "network")
 _BY_NAME = ("loss", "activation", "code_activation", "output_activation")
 _OWN_NETWORKS = ("encoder", "decoder")
+# What every model takes besides.
+_OF_KERAS = {"seed", "name", "dtype", "trainable", "autocast"}
 
 
 def takes_networks(*, without=(), **defaults):
@@ -157,8 +159,14 @@ def takes_networks(*, without=(), **defaults):
 
         @functools.wraps(function)
         def builder(*args, **kwargs):
+            if function.__module__.startswith("kerasae."):  # a family of one's own may hand others on to its class
+                for name in set(kwargs) - _OF_KERAS - set(signature.parameters):
+                    checks.choice(name, f"arguments of {function.__name__}", [*signature.parameters][:-1])
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
+            for name, parameter in signature.parameters.items():
+                if isinstance(parameter.default, bool) and bound.arguments[name] not in (True, False):
+                    raise ValueError(f"`{name}` must be True or False. Received: {bound.arguments[name]!r}")
             arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
             arguments.pop("kwargs", None)
             options = NetworkOptions(**{name: arguments.pop(name) for name in defaults})

@@ -320,6 +320,7 @@ class Scorer:
     """
 
     def __init__(self, folder):
+
         from kerasae.data.preparation import Preparation
         from kerasae.runtime import Bundle
 

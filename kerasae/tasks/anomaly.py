@@ -180,7 +180,16 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             self.offset_ = float(np.quantile(-as_new, _FALSE_ALARMS))
         else:
             self.offset_ = float(np.quantile(run(self.scorer_, x), contamination))
+        self._check_offset()
         return self
+
+    def _check_offset(self):
+        """Raises on a threshold that no score is below."""
+        if not np.isfinite(self.offset_):
+            raise ValueError(
+                f"The detector's threshold is {self.offset_}, below which it would call no example an anomaly. Fit it again: to other "
+                "`scaling`, or a lower `learning_rate`."
+            )
 
     def score_samples(self, X):
         """Scores, `(n,)`: minus the largest relative distance; higher is more normal."""
@@ -193,6 +202,8 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
 
     def predict(self, X):
         """+1 for normal examples, -1 for anomalies, `(n,)`."""
+        check_is_fitted(self)
+        self._check_offset()
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def score(self, X, y):

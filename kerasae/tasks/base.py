@@ -122,6 +122,14 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             min_samples: the fewest rows that `fit` takes.
             **check_params: of `sklearn.utils.check_array`, such as `ensure_all_finite="allow-nan"`.
         """
+        if isinstance(X, np.ma.MaskedArray):
+            X = checks.plain(X)
+        names = list(getattr(X, "columns", ()))
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"X has several columns of one name: {checks.listed(sorted({str(n) for n in names if names.count(n) > 1}))}. Rename or "
+                "drop them, as by X.loc[:, ~X.columns.duplicated()]."
+            )
         # 8-bit images fit into float32; what scikit-learn would make of them is twice as large.
         is_small = getattr(getattr(X, "dtype", None), "itemsize", 8) <= 2
         X = validate_data(
@@ -134,6 +142,7 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             **check_params,
         )
         if reset:
+            checks.in_float32(X, "X")
             self.input_shape_ = X.shape[1:]
         elif X.shape[1:] != self.input_shape_:
             raise ValueError(
