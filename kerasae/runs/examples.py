@@ -94,7 +94,9 @@ def binarized_batches(x, batch_size, seed):
 
     batches = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed=seed).batch(batch_size)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-    return tf.data.Dataset.zip(batches, seeds).map(_binarize, num_parallel_calls=2).prefetch(4)
+    batches = tf.data.Dataset.zip(batches, seeds).map(_binarize, num_parallel_calls=2).prefetch(4)
+    batches.are_checked = True  # zeros and ones
+    return batches
 
 
 def _binarize(x, seed):

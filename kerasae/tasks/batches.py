@@ -59,4 +59,6 @@ def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt, first=0):
         return tuple(batch)
 
     batches = tf.data.Dataset.range(first, epochs).flat_map(batches_of).enumerate(first * steps).map(batch_of)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps * (epochs - first))).prefetch(2)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(steps * (epochs - first))).prefetch(2)
+    batches.are_checked = True  # as arrays, at less cost than as batches
+    return batches
