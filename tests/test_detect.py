@@ -116,13 +116,14 @@ def on_a_server(folder, *arguments, code=0):
     return list(csv.DictReader(result.stdout.splitlines())), result.stderr
 
 
-def test_a_threshold_that_is_no_number_is_refused(table, tmp_path):
+def test_a_threshold_that_is_no_number_is_refused(table, tmp_path, monkeypatch):
     from kerasae.runs.detector import Scorer
 
     server = tmp_path / "server"
     shutil.copytree(table[0] / "detector" / "server", server)
     facts = json.loads((server / "detector.json").read_text())
     (server / "detector.json").write_text(json.dumps({**facts, "threshold": float("nan")}))
+    monkeypatch.syspath_prepend(server)
     on_server = runpy.run_path(str(server / "score.py"))["Detector"]
     for make, folder in ((Scorer, tmp_path), (on_server, server)):
         with pytest.raises(ValueError, match="threshold"):

@@ -112,7 +112,9 @@ def test_validation_batches_are_checked(model, bernoulli, x):
     with pytest.raises(ValueError, match="`validation x in the dataset's first batch` must lie in"):
         bernoulli.fit(x, validation_data=sliced(2 * x), verbose=0)
     with pytest.raises(ValueError, match="`validation x in the dataset's batch 3, counted from 0` holds NaN"):
-        model.fit(x, validation_data=dataset(x, with_nan), verbose=0)
+        model.fit(sliced(x), validation_data=dataset(x, with_nan), verbose=0)
+    with pytest.raises(ValueError, match="`x in the dataset's batch 3, counted from 0` holds NaN"):
+        model.fit(dataset(x, with_nan), validation_data=sliced(x), verbose=0)
     with pytest.raises(ValueError, match="`validation_batch_size` must be a whole number"):
         model.fit(x, validation_data=x, validation_batch_size=-1, verbose=0)
     with pytest.raises(ValueError, match="The validation dataset is empty"):

@@ -1,6 +1,5 @@
 """The one mechanism: every family is this class with its own terms."""
 
-import contextlib
 import math
 
 import keras
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from kerasae import checks, distributions, functions
 from kerasae.layers import TiedDense
+from kerasae.models import batches
 from kerasae.models.exits import Exits
 from kerasae.models.fitting import Fitting, is_array, predict
 from kerasae.models.steps import ActiveUnits
@@ -205,7 +205,7 @@ class Autoencoder(Fitting, Exits):
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             codes = predict(self.encoder, self._check_inputs(x, naming), batch_size, verbose)
         return np.asarray(self.code_of(codes))
 

@@ -1,6 +1,5 @@
 """Batches that come one after the other, each checked on its way, so that a bad one is named and nothing is learnt from it."""
 
-import contextlib
 import inspect
 import itertools
 import math
@@ -8,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from kerasae import keras_internals
+from kerasae import checks, keras_internals
 
 
 def is_batched(x):
@@ -31,11 +30,11 @@ def place(number):
 
 
 def watched(batches, naming, watch, steps, way_out="pass `steps`, or dataset.take(n)", several_workers=False):
-    """The same batches, each checked as it comes, and its errors named within the exit stack `naming`.
+    """The same batches, each checked as it comes, and its errors named within `naming`.
 
     Args:
         batches: what `is_batched` is true of.
-        naming: `contextlib.ExitStack` around the call of Keras that takes them.
+        naming: `Naming` around the call of Keras that takes them.
         watch: `Watch`.
         steps: how many batches are taken, or None.
         way_out: what to do about batches without an end.
@@ -46,8 +45,30 @@ def watched(batches, naming, watch, steps, way_out="pass `steps`, or dataset.tak
     """
     if steps is None and is_endless(batches):
         raise ValueError(f"The {watch.prefix}dataset has no end: {way_out}.")
-    naming.enter_context(watch.naming())
+    naming.watches.append(watch)
     return watch.over(batches, several_workers)
+
+
+class Naming:
+    """Within it, an error that a batch caused is the one that its `Watch` raised, or names what failed to give a batch."""
+
+    def __init__(self):
+        self.watches = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if not isinstance(error, Exception):
+            return
+        for watch in self.watches:
+            if watch.error is not None:
+                raise watch.error from watch.error.__cause__
+        if self.watches and isinstance(error, tf.errors.OpError):
+            if reason := keras_internals.failure_of_dataset(error):
+                last = self.watches[0].last if len(self.watches) == 1 else None
+                which = "a batch" if last is None else f"batch {int(last) + 1}, counted from 0"
+                raise ValueError(f"The dataset failed to give {which}: {reason}") from error
 
 
 class Watch:
@@ -82,19 +103,6 @@ class Watch:
             numbered = self._over_generator(batches)
             return _chained(self._first_of(numbered), numbered)
         return batches
-
-    @contextlib.contextmanager
-    def naming(self):
-        """Within it, an error that a batch caused is the one that `check` raised, or names what failed to give a batch."""
-        try:
-            yield
-        except Exception as error:
-            if self.error is not None:
-                raise self.error from self.error.__cause__
-            if isinstance(error, tf.errors.OpError) and (reason := keras_internals.failure_of_dataset(error)):
-                which = "a batch" if self.last is None else f"batch {int(self.last) + 1}, counted from 0"
-                raise ValueError(f"The {self.prefix}dataset failed to give {which}: {reason}") from error
-            raise
 
     def _first_of(self, batches):
         first = next(batches, None)
@@ -164,7 +172,7 @@ class Watch:
                 parts = [number, *tf.nest.flatten(batch)]
                 checked = tf.cond(right, lambda: True, lambda: tf.numpy_function(ask, parts, tf.bool))
             with tf.control_dependencies([checked]):
-                return tf.nest.map_structure(_as_float32, batch)
+                return tf.nest.map_structure(_as_floatx, batch)
 
         if several_workers:
             return dataset.map(lambda *batch: watched(0, batch if isinstance(spec, tuple) else batch[0]))
@@ -222,13 +230,20 @@ def within(tensor, shape, low=-math.inf, high=math.inf, missing=False):
     return tf.reduce_all(tf.stack(right)) if right else tf.constant(True)
 
 
-def _as_float32(tensor):
-    """Keras has arrays in float32, and leaves a dataset's tensors."""
-    return tf.cast(tensor, keras.backend.floatx()) if tensor.dtype == tf.float64 else tensor
+def like_bytes(tensor):
+    """Whether `kerasae.checks.no_bytes` would raise."""
+    values = tf.cast(tensor, tf.float32)
+    low, high = tf.reduce_min(values), tf.reduce_max(values)
+    return (low >= 0) & (high > checks.CLEARLY_ABOVE_1) & (high <= 255)
+
+
+def _as_floatx(tensor):
+    """Keras casts arrays, and leaves a dataset's tensors."""
+    return tf.cast(tensor, keras.config.floatx()) if tensor.dtype == tf.float64 else tensor
 
 
 def as_floats(values):
-    """An array, or several, in float32 unless they hold whole numbers: the batches of a generator must have one type."""
+    """An array, or several, in Keras's floats unless they hold whole numbers: the batches of a generator must have one type."""
     return tf.nest.map_structure(
-        lambda a: a if a is None or a.dtype.kind in "iu" else a.astype("float32", copy=False), values
+        lambda a: a if a is None or a.dtype.kind in "iu" else a.astype(keras.config.floatx(), copy=False), values
     )

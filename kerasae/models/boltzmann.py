@@ -1,6 +1,5 @@
 """The restricted Boltzmann machine."""
 
-import contextlib
 import functools
 import inspect
 import math
@@ -219,7 +218,7 @@ class RestrictedBoltzmannMachine(Exits):
         arguments = inspect.signature(super().fit).bind(*args, **kwargs).arguments
         checks.fit_arguments(arguments)
         exits.check_callbacks(execution.callbacks_of(arguments))
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             arguments["x"] = self._check(arguments.get("x"), naming, arguments.get("steps_per_epoch"))
             validation_data = arguments.get("validation_data")
             if validation_data is not None:
@@ -230,14 +229,14 @@ class RestrictedBoltzmannMachine(Exits):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             # `fit` has checked its validation data.
             x = x if keras_internals.VALIDATING in kwargs else self._check(x, naming, kwargs.get("steps"))
             return super().evaluate(x, *args, **kwargs)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             return super().predict(self._check(x, naming, kwargs.get("steps")), *args, **kwargs)
 
     def _check(self, x, naming, steps=None, prefix=""):

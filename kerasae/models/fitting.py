@@ -1,6 +1,5 @@
 """`fit`, `evaluate` and `predict`: data is checked before anything starts, and what comes in batches as it comes."""
 
-import contextlib
 import functools
 import inspect
 import logging
@@ -43,7 +42,7 @@ class Fitting(Steps):
                 "means, of the order of 1: the KL term, in nats, outweighs them, and codes collapse. Build the model with a small "
                 "beta, such as 0.001, or multiply the loss by the number of features; `active_units` counts the codes that are left."
             )
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             self._check_data(arguments, naming, steps="steps_per_epoch")
             if (validation_data := arguments.get("validation_data")) is not None:
                 x, y, sample_weight = validation_data, None, None
@@ -73,7 +72,7 @@ class Fitting(Steps):
             return super().evaluate(*args, **kwargs)
         arguments = inspect.signature(super().evaluate).bind(*args, **kwargs).arguments
         arguments.update(arguments.pop("kwargs", {}))
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             self._check_data(arguments, naming)
             return super().evaluate(**execution.fed(self, arguments))
 
@@ -81,7 +80,7 @@ class Fitting(Steps):
     def predict(self, x, *args, **kwargs):
         arguments = inspect.signature(super().predict).bind(x, *args, **kwargs).arguments
         checks.steps(arguments)
-        with contextlib.ExitStack() as naming:
+        with batches.Naming() as naming:
             arguments["x"] = self._check_inputs(x, naming, arguments.get("steps"), "`steps`")
             return super().predict(**execution.fed(self, arguments))
 
@@ -163,7 +162,7 @@ class Fitting(Steps):
     # -- Batches -----------------------------------------------------------------------------------------------------------------------
 
     def _watched(self, x, naming, prefix, are_learnt, steps, way_out):
-        """What comes in batches, each checked as it comes, its errors named within the exit stack `naming`."""
+        """What comes in batches, each checked as it comes, its errors named within `naming`."""
         check = functools.partial(self._check_batch, prefix=prefix, are_learnt=are_learnt)
         seems_right = functools.partial(self._seems_right, are_learnt=are_learnt)
         watch = batches.Watch(check, seems_right, prefix)
@@ -187,13 +186,11 @@ class Fitting(Steps):
     def _seems_right(self, batch, are_learnt):
         """Whether `_check_batch` would find nothing, in a graph; False where in doubt."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        low, high = -math.inf, math.inf
-        if are_learnt and y is None and self.needs_unit_interval:
-            low, high = 0.0, 1.0
-        elif not are_learnt and self._knows_range:
-            high = checks.CLEARLY_ABOVE_1
+        low, high = (0.0, 1.0) if are_learnt and y is None and self.needs_unit_interval else (-math.inf, math.inf)
         first, *others = zip(tf.nest.flatten(self.arranged(x)), self.encoder.inputs, strict=True)
         right = [within(first[0], first[1].shape[1:], low, high, self.takes_missing)]
+        if not are_learnt and self._knows_range:
+            right.append(~batches.like_bytes(first[0]))
         right += [within(tensor, symbol.shape[1:]) for tensor, symbol in others]
         if are_learnt and y is not None:
             low, high = (0.0, 1.0) if self.needs_unit_interval else (-math.inf, math.inf)
