@@ -155,7 +155,7 @@ class Fitting(Steps):
         if received.dtype.kind not in "iufbO" or not checks.shapes_match(tuple(shape), received.shape[1:]):
             raise ValueError(
                 f"`{name}` is the target that x is to become: numbers of shape (batch, {', '.join(map(str, shape))}). Received: "
-                f"{received.dtype.name} of shape {received.shape}. If they are labels, {way_out}."
+                f"{received.dtype.name} of shape {received.shape}. If y are labels, {way_out}."
             )
         return checks.array(y, shape, name, self.needs_unit_interval, self.takes_missing)
 
