@@ -320,7 +320,6 @@ class Scorer:
     """
 
     def __init__(self, folder):
-
         from kerasae.data.preparation import Preparation
         from kerasae.runtime import Bundle
 
