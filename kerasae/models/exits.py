@@ -1,6 +1,5 @@
 """How a model leaves the process: Keras's own `save` and `export`."""
 
-import functools
 from pathlib import Path
 
 import keras
@@ -23,13 +22,17 @@ class Exits(keras.Model):
         self.built = True
         keras_internals.know_inputs(self, self.call_inputs())
 
-    @functools.wraps(keras.Model.save)
     def save(self, filepath, *args, **kwargs):
+        """As `keras.Model.save`, to a `.keras` file; raises `ValueError` on `.h5`, before anything is written."""
         check_path(filepath)
         super().save(filepath, *args, **kwargs)
 
-    @functools.wraps(keras.Model.export)
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """As `keras.Model.export`: what `predict` computes, of examples as the encoder takes them, without a call before.
+
+        Raises:
+            ValueError: where Keras's export to ONNX wrote a file that is none; `kerasae.export.export` knows more operations.
+        """
         if input_signature is None:
             inputs = self.call_inputs()
             input_signature = [inputs if len(inputs) > 1 else inputs[0]]
