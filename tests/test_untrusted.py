@@ -16,9 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from kerasae import builders, keras_internals, tasks, untrusted, zoo
-from kerasae.cli import shared
+from kerasae.cli import opening, shared
 from kerasae.cli.app import cli
-from kerasae.data import arrays
+from kerasae.data import arrays, preparation
+from kerasae.runs import detector, recipes
+from kerasae.zoo import making
 
 
 def header(text, payload=b""):
@@ -385,3 +387,88 @@ def test_cards_and_units_are_plain(command, tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert "\x1b" not in result.output
     assert "\\x1b" in result.output
+
+
+# -- Folders of runs and detectors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What is read of a finished run's folder."""
+    model = builders.undercomplete(4, latent_dim=2, hidden_units=(3,))
+    model.save(tmp_path / "model.keras")
+    recipe = recipes.Recipe(
+        family="undercomplete",
+        description="a test",
+        data={"path": "data.csv"},
+        model={"latent_dim": 2},
+        training={"epochs": 1},
+        measure=[],
+    )
+    (tmp_path / "recipe.toml").write_text(recipes.to_toml(recipe))
+    facts = {
+        "preparation": preparation.Preparation("table", (4,)).to_dict(),
+        "fingerprint": "sha256:0",
+        "classes": None,
+    }
+    (tmp_path / "data.json").write_text(json.dumps(facts))
+    (tmp_path / "history.json").write_text('{"loss": [1.0, NaN]}')
+    sha256 = hashlib.sha256((tmp_path / "model.keras").read_bytes()).hexdigest()
+    (tmp_path / "metrics.json").write_text(json.dumps({"model": {"sha256": sha256}}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.keras", None, "is not the model that was trained here: its sha256"),
+        ("data.json", "[" * 10**5, "nested too deep"),
+        ("data.json", "[]", r"data.json is damaged, or of another kind: it is \[\]"),
+        ("data.json", '{"preparation": {"kind": "table", "shape": ["a"]}}', "its entry 'preparation.shape.0' is 'a'"),
+        ("data.json", '{"preparation": {"kind": "table", "shape": [4], "x": 1}}', "data.json is damaged"),
+        ("metrics.json", '{"model": 3}', "its entry 'model' is 3"),
+        ("metrics.json", '{"model"', "metrics.json can't be read as JSON"),
+    ],
+)
+def test_a_runs_folder_is_what_was_recorded(run, name, content, message):
+    assert opening.open_model(run).history["loss"][0] == 1
+    if content is None:
+        builders.undercomplete(4, latent_dim=2, hidden_units=(5,)).save(run / name)
+    else:
+        (run / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        opening.open_model(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "detector.json can't be read as JSON"),
+        ("[1]", "detector.json is damaged"),
+        ('{"threshold": "low", "preparation": {}}', "its entry 'threshold' is 'low'"),
+        ('{"threshold": NaN, "preparation": {}}', "its threshold is nan"),
+        ('{"threshold": 1, "preparation": {"kind": 3}}', "detector.json is damaged"),
+    ],
+)
+def test_a_damaged_detector_is_said(content, message, tmp_path):
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "detector.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        detector.Scorer(tmp_path)
+
+
+def test_a_published_recipe_names_no_files_of_this_machine(tmp_path):
+    tree, name = tmp_path / "zoo", "linear-dense-mnist"
+    shutil.copytree(zoo.sources.PACKAGED / name, tree / name)
+    recipe = (tree / name / "recipe.toml").read_text()
+    (tree / name / "recipe.toml").write_text(
+        re.sub(r'\[data\]\nname = "mnist"[^\[]*', '[data]\npath = "/etc"\n\n', recipe)
+    )
+    index = json.loads((zoo.sources.PACKAGED / "index.json").read_text())
+    index["models"] = {name: index["models"][name]}
+    for file in ("recipe.toml",):
+        index["models"][name]["files"][file]["sha256"] = hashlib.sha256((tree / name / file).read_bytes()).hexdigest()
+    (tree / "index.json").write_text(json.dumps(index))
+    assert zoo.describe(name, source=tree)["recipe"]["data"]["path"] == "/etc"
+    with pytest.raises(ValueError, match="its publisher's own files, etc, and a published recipe names no files"):
+        making.evaluate(name, source=tree)

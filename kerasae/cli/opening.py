@@ -73,7 +73,7 @@ def open_model(name):
         if file.name == "model.keras" and (run / "data.json").is_file():
             recipe = recipes.read(run / "recipe.toml")
             try:
-                history = untrusted.json(run / "history.json", {str: [(int, float)]})
+                history = untrusted.json(run / "history.json", {str: [(int, float, type(None))]})
             except ValueError as error:  # it is only drawn
                 _logger.warning("%s It is left out.", error)
             facts = untrusted.json(run / "data.json", _DATA, most=2**29)

@@ -1,7 +1,6 @@
 """`kerasae train`."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kerasae import checks, registry, writing
+from kerasae import checks, registry, untrusted, writing
 from kerasae.cli import drafts, opening, shared
 
 _logger = logging.getLogger(__name__)
@@ -305,7 +304,7 @@ def _complete(recipe):
 
 def _trained(folder):
     """What a finished run has to say: an object, and text."""
-    facts = json.loads((folder / "metrics.json").read_text())
+    facts = untrusted.json(folder / "metrics.json", {"metrics": list})
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     result = {"folder": str(folder.resolve()), **facts, "files": files}
     text = f"""{shared.metrics_table(facts["metrics"])}

@@ -1,12 +1,11 @@
 """The folder of a run: whether it is begun or finished, which recipe and data it is of, and how far an unfinished one got."""
 
-import json
 import logging
 import math
 import time
 from pathlib import Path
 
-from kerasae import checks, writing
+from kerasae import checks, untrusted, writing
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def files_of(folder):
 
 def _is_run(folder):
     try:
-        return {"model", "training"} <= set(json.loads((Path(folder) / "metrics.json").read_text()))
+        return {"model", "training"} <= set(untrusted.json(Path(folder) / "metrics.json"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -47,7 +46,7 @@ def begun_recipe(checkpoint):
 
     path = Path(checkpoint) / "run.json"
     try:
-        return recipes.validated(json.loads(path.read_text())["recipe"])
+        return recipes.validated(untrusted.json(path)["recipe"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}, which tells what the run is of, is damaged: {type(error).__name__}: {error}. Go on by the command that began it, "
@@ -78,7 +77,7 @@ def begin(checkpoint, facts, fingerprint=None, start_again=False, data="its plac
                 state.unlink()
     elif path.exists():
         try:
-            begun = json.loads(path.read_text())
+            begun = untrusted.json(path)
             begun = {"recipe": dict(begun["recipe"]), "fingerprint": begun["fingerprint"]}
         except (ValueError, KeyError, TypeError) as error:
             begun = None
@@ -170,7 +169,7 @@ class Progress:
         """What was logged in the first epochs; NaN where it is lost."""
         path = self.folder / "history.json"
         try:
-            saved = json.loads(path.read_text())
+            saved = untrusted.json(path)
             history = {name: [float(value) for value in values] for name, values in saved["history"].items()}
             self.seconds = float(saved["seconds"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
