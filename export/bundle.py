@@ -62,7 +62,8 @@ def export(
             works; it needs the extra `kerasae[litert]`). Default: the first two.
         opset: of ONNX, 13 to 25.
         image_input: `"uint8"` for parts that take images of 0 to 255 and divide them by 255 themselves, for a model of
-            images in [0, 1]. Default: what the model takes.
+            images in [0, 1]. Default: what the model was trained on: where it has a `preparation`, as those of `kerasae train` have,
+            the parts take data from before it, a table's own numbers or a photo's bytes.
         batch_size: the only one that the parts take, for runtimes that need a fixed size. Default: any.
         variants: further ONNX files of encoder, decoder and autoencoder in lower precision, `encoder.float16.onnx` and so on:
             `"float16"` (half the size; needs the extra `kerasae[float16]`), `"int8_dynamic"` (the weights of dense layers; convolutions
@@ -78,14 +79,16 @@ def export(
         replace: whether a bundle that `folder` holds, and nothing else, is replaced, once the new one is ready.
 
     Returns:
-        The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `preprocessing`, `score` (its
+        The manifest, the dict in `manifest.json`: `family`, `parts` with their ports, `preprocessing`, `preparation` (what the parts do
+            to examples, such as a table's columns with their offsets and scales, and what must be done `before`), `score` (its
         `definition`, `unit` and `direction`), `examples` (if `x` is given: quantiles of the scores and codes of up to
         256), `onnx`, `precision`, `parity` (`tolerance`, `max_relative_difference`, and `measured`, the differences by
         part, format, batch size and output), `variants`, `versions`, `files`.
 
     Raises:
         ValueError: before any work, on a model of another kind, an unknown format or opset, examples that don't fit,
-            a package that is missing, and a folder that can't be written or holds anything but, with `replace`, a bundle.
+            a package that is missing, columns whose digits a format can't hold, and a folder that can't be written or holds anything but,
+            with `replace`, a bundle.
         ExportError: where a part can't be converted, does not run without Keras, or computes something else; it names
             the part and by how much. What was in `folder` is as it was.
 
@@ -117,12 +120,16 @@ def export(
     opset = _check_opset(opset)
     tolerance = checks.real_number(tolerance, "tolerance", minimum=0)
     image_input = _check_image_input(image_input, model)
+    if "litert" in formats:
+        litert_files.check_digits(model)
     if batch_size is not None:
         batch_size = checks.positive_int(batch_size, "batch_size")
         own = None if is_estimator else model.encoder.inputs[0].shape[0]
         if own not in (None, batch_size):
             raise ValueError(f"The model has a fixed batch of {own}. `batch_size` must be that. Received: {batch_size}")
-    parts_as_asked = functools.partial(parts_of, image_input=image_input, batch_size=batch_size)
+    parts_as_asked = functools.partial(
+        parts_of, image_input=image_input, batch_size=batch_size, float64="litert" not in formats
+    )
     encoder = parts_as_asked(model)[0]
     variants = _check_variants(variants, formats, calibration)
     if calibration is not None:
@@ -148,11 +155,10 @@ def export(
             tolerances = dict.fromkeys(formats, tolerance)
             if "litert" in formats:
                 tolerances["litert"] = litert_files.TOLERANCE_FACTOR * tolerance
-            measured = parity.compare(expected, outputs, tolerances)
-            score, preprocessing = None, "none: the parts scale examples themselves"
+            measured = parity.compare(parts, expected, outputs, tolerances)
+            score = None
             if not is_estimator:
                 definition, unit = model.score_meaning
-                preprocessing = "none: the parts divide by 255 themselves" if image_input else "none: as in training"
                 score = {"definition": definition, "unit": unit, "direction": "higher: less like the training data"}
             manifest = {
                 "format": runtime.FORMAT,
@@ -160,7 +166,7 @@ def export(
                 "family": metadata["family"],
                 "formats": list(formats),
                 "parts": [manifests.describe(part, formats) for part in parts],
-                "preprocessing": preprocessing,
+                **manifests.preparation(model, parts),
                 "score": score,
                 "examples": manifests.statistics(parts, many_examples) if are_given and not is_estimator else None,
                 "onnx": {"opset": opset, "ir_version": onnx_files.IR_VERSION} if "onnx" in formats else None,
@@ -180,7 +186,7 @@ def export(
             if variants:
                 _logger.info("Measuring the files in lower precision")
                 manifest["variants"] = manifests.measure_variants(
-                    parts, variants, many_examples, are_given, image_input, bundle, bundle.parent / "variants"
+                    parts, variants, many_examples, are_given, bundle, bundle.parent / "variants"
                 )
             (bundle / "request.json").write_text(json.dumps(manifests.request(parts[0])) + "\n", encoding="utf-8")
             (bundle / "README.md").write_text(readme(manifest), encoding="utf-8")
@@ -197,8 +203,12 @@ def _examples_for(estimator, part, x):
     """Examples for the check of an estimator's parts: `x`'s own, repeated if they are few, or ones like what it was fitted on."""
     port, num_examples = part.inputs[0], sum(parity.batch_sizes(part))
     if x is None:
-        return estimator.made_up_examples(num_examples).astype(port.dtype)
-    x = np.asarray(x).astype(port.dtype)
+        x = estimator.made_up_examples(num_examples)
+        return (x if part.preparation is None else part.preparation.stored(x)).astype(port.dtype)
+    x = np.asarray(x)
+    if port.dtype == "uint8" and x.dtype != np.uint8:
+        raise ValueError(f"`x` must hold the bytes of images, as this estimator was fitted to. Received: {x.dtype}")
+    x = x.astype(port.dtype)
     # NaN may be a missing value: the estimator's own method, which answers first, refuses it where it isn't.
     checks.array(np.nan_to_num(x), port.shape[1:], name="x")
     return x[np.arange(num_examples) * max(1, len(x) // num_examples) % len(x)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from kerasae import preparation
 from kerasae.export.parts import ExportError
 
 # LiteRT's kernels add up in another order.
@@ -18,6 +19,17 @@ def check_runtime():
         raise ValueError(
             "The format 'litert' needs the package ai-edge-litert, which runs the files to check them: "
             "pip install 'kerasae[litert]'"
+        )
+
+
+def check_digits(model):
+    """Raises if a model or an estimator takes numbers that the float32 of LiteRT can't hold."""
+    scales = getattr(model, "lost_digits", None) or getattr(model.preparation, "lost_digits", None)
+    lost = {} if scales is None else scales(preparation.TOO_MUCH)
+    if lost:
+        raise ValueError(
+            f"LiteRT takes float32, which loses digits of {len(lost)} columns: {preparation.in_words(lost)}. Subtract a constant from "
+            "them before training, such as the first day of a time, or leave 'litert' out of `formats`: the others take float64."
         )
 
 

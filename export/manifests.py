@@ -34,6 +34,31 @@ def describe(part, formats):
     }
 
 
+def preparation(model, parts):
+    """What is done to examples, in the graph and before it: the sentence `preprocessing` and the object `preparation`."""
+    deployed, own = parts[0].preparation, getattr(model, "preparation", None)
+    of_estimator = getattr(model, "deployed_preparation", None)
+    if of_estimator is None and own is None and deployed is None:
+        return {"preprocessing": "none: as in training", "preparation": None}
+    before = [] if own is None and deployed is None else (deployed or own).before()
+    if of_estimator is not None:
+        facts, done = of_estimator(), "none: the parts scale examples themselves"
+        if own is not None:  # which came first, and knows the columns
+            facts |= {"columns": own.columns and list(own.columns)}
+        if deployed is not None:
+            facts["divided_by"], facts["takes"] = deployed.scale[0], deployed.takes
+    else:
+        facts = (deployed or own).to_dict()
+        done = "none: as in training"
+        if deployed is not None and deployed.takes == "uint8" and deployed.scaling == "pixels":
+            done = "none: the parts divide by 255 themselves"
+        elif deployed is not None and deployed.scaling != "pixels":
+            done = f"none: the parts scale {'the columns' if deployed.kind == 'table' else 'examples'} themselves"
+    if before:
+        done += f"; before that an example must be {'; '.join(before)}"
+    return {"preprocessing": done, "preparation": {**facts, "before": before}}
+
+
 def statistics(parts, examples):
     """Quantiles of the scores and codes of the given examples, to compare new ones with."""
     score = next(part for part in parts if part.name == "score")
@@ -46,16 +71,13 @@ def statistics(parts, examples):
     }
 
 
-def measure_variants(parts, variants, examples, are_given, image_input, bundle, workspace):
-    def prepare(x):
-        return x / np.float32(255) if image_input else x
-
-    files, errors = variant_files.measure(parts, variants, examples, prepare, bundle, workspace)
+def measure_variants(parts, variants, examples, are_given, bundle, workspace):
+    files, errors = variant_files.measure(parts, variants, examples, bundle, workspace)
     return {
         "examples": variant_files.num_examples(examples),
         "given": are_given,
         "reconstruction_error": {
-            "definition": "sum_i (x_i - r_i)^2, mean over the examples, of autoencoder.onnx and its variants",
+            "definition": "sum_i (x_i - r_i)^2 in units of the scale, mean over the examples, of autoencoder.onnx and its variants",
             **errors,
         },
         "relative_difference": "max |difference| / max |reference|, the reference being the float32 file",
@@ -89,7 +111,7 @@ def request(part):
         if "int" in port.dtype:
             x = random.integers(0, 256 if port.dtype == "uint8" else 2, shape)
         else:
-            x = (random.random(shape) if port.value_range else random.standard_normal(shape)).round(3)
+            x = parity.made_up(part, port, shape, random).round(3)
         inputs[port.name] = x.tolist()
     signature = "reconstruct" if part.name == "encoder" else part.signature
     return {"signature_name": signature, "inputs": inputs}

@@ -45,11 +45,19 @@ def check_examples(given, part):
         if port.dtype == "uint8":
             examples[port.name] = random.integers(0, 256, shape, dtype="uint8")
         else:
-            drawn = random.random(shape) if port.value_range else random.standard_normal(shape)
+            drawn = made_up(part, port, shape, random)
             if port.missing:
                 drawn[random.random(shape) < 0.2] = np.nan
             examples[port.name] = drawn.astype(port.dtype)
     return examples
+
+
+def made_up(part, port, shape, random):
+    """Random numbers that a part may take in a port, as float64: from 0 to 1 where it needs that, else standard normal, as stored."""
+    preparation = part.preparation if port.name == "x" else None
+    in_range = port.value_range or (preparation is not None and preparation.scaling == "minmax")
+    drawn = random.random(shape) if in_range else random.standard_normal(shape)
+    return drawn if preparation is None else preparation.stored(drawn).astype("float64")
 
 
 def check_inputs(values, part, name):
@@ -204,10 +212,11 @@ def run_alone(task, arrays, workspace):
         return result, dict(file)
 
 
-def compare(expected, outputs, tolerance):
-    """Differences between what the files and the model answered.
+def compare(parts, expected, outputs, tolerance):
+    """Differences between what the files and the model answered; in units of the scale where a part gives back the data's own units.
 
     Args:
+        parts: list of `Part`.
         expected: of `references`.
         outputs: of `replay`.
         tolerance: `{format: highest max |difference| / max |reference|}` of an output over a batch.
@@ -218,7 +227,7 @@ def compare(expected, outputs, tolerance):
     Raises:
         ExportError: on other names, shapes or types, and past the tolerance: which part and format, and by how much.
     """
-    measured, failures = [], []
+    measured, failures, units = [], [], {part.name: part.units for part in parts}
     for (kind, part, size), answers in outputs.items():
         if set(answers) != set(expected[part][size]):
             raise ExportError(f"{part} as {kind} gives {sorted(answers)}, not {sorted(expected[part][size])}.")
@@ -227,7 +236,7 @@ def compare(expected, outputs, tolerance):
             where = f"{part} as {kind}, batch of {size}, {name}"
             if answer.shape != reference.shape or answer.dtype != reference.dtype:
                 raise ExportError(f"{where}: {answer.dtype}{answer.shape}, not {reference.dtype}{reference.shape}.")
-            difference, scale, relative = relative_difference(answer, reference)
+            difference, scale, relative = relative_difference(answer, reference, units[part](name))
             measured.append(
                 {
                     "part": part,
@@ -252,8 +261,17 @@ def compare(expected, outputs, tolerance):
     return measured
 
 
-def relative_difference(answer, reference):
-    """`(max |difference|, max |reference|, their ratio)`, as floats; no difference is 0, whatever the scale."""
+def relative_difference(answer, reference, units=None):
+    """`(max |difference|, max |reference|, their ratio)`, as floats; no difference is 0, whatever the scale.
+
+    With `units`, `(offset, scale)`, both are in them, or else a column's large offset would hide a difference; what the type rounds
+    is none.
+    """
+    rounding = 0.0 if units is None else 2 * np.spacing(np.abs(reference)).astype("float64")
     answer, reference = answer.astype("float64"), reference.astype("float64")
-    difference, scale = float(np.abs(answer - reference).max()), float(np.abs(reference).max())
+    difference = np.maximum(np.abs(answer - reference) - rounding, 0.0)
+    if units is not None:
+        offset, scale = units
+        difference, reference = difference / scale, (reference - offset) / scale
+    difference, scale = float(difference.max()), float(np.abs(reference).max())
     return difference, scale, 0.0 if difference == 0 else difference / scale if scale else float("inf")

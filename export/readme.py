@@ -16,7 +16,7 @@ def readme(manifest):
     sections = [
         _head("An autoencoder", manifest)
         + f"\n\n`score`: {score['definition']}; unit: {score['unit']}; {score['direction']}. "
-        f"Preprocessing: {manifest['preprocessing']}.\n",
+        f"Preprocessing: {manifest['preprocessing']}.\n{_columns(manifest)}",
     ]
     if "onnx" in manifest["formats"]:
         sections.append(_onnx(manifest, ports, codes))
@@ -42,7 +42,9 @@ def _estimator_readme(manifest):
     part = manifest["parts"][0]
     x, output = part["inputs"][0], part["outputs"][0]["name"]
     array = f'x = np.zeros({tuple([1, *x["shape"][1:]])}, "{x["dtype"]}")  # your examples, unscaled'
-    sections = [_head("A fitted estimator", manifest) + f"\n\nPreprocessing: {manifest['preprocessing']}.\n"]
+    sections = [
+        _head("A fitted estimator", manifest) + f"\n\nPreprocessing: {manifest['preprocessing']}.\n{_columns(manifest)}"
+    ]
     if "onnx" in manifest["formats"]:
         sections.append(
             "## ONNX Runtime\n\n`pip install numpy onnxruntime`\n\n```python\nimport numpy as np\nimport onnxruntime\n\n"
@@ -57,6 +59,19 @@ def _estimator_readme(manifest):
             f"print({output}.shape)\n```\n\n`request.json` is a sample request for TensorFlow Serving.\n"
         )
     return "\n".join([*sections, _checked(manifest["parity"])])
+
+
+def _columns(manifest):
+    """The columns of a table, in order, with what is done to them in the graph."""
+    facts = manifest["preparation"] or {}
+    if not facts.get("columns"):
+        return ""
+    names = [" ".join(name.replace("`", "'").split()) for name in facts["columns"]]
+    rows = [f"`{name}`" for name in names[:100]] + [f"and {len(names) - 100} more"] * (len(names) > 100)
+    return (
+        f"\n`x` has these columns, in this order and in their own units: {', '.join(rows)}. The graph scales them "
+        f"({facts['scaling']}); `preparation` in `manifest.json` has every offset and scale.\n"
+    )
 
 
 def _head(title, manifest):

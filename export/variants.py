@@ -146,14 +146,13 @@ def _quantized(model, variant, part, examples):
         return onnx.load(path)
 
 
-def measure(parts, variants, examples, prepare, bundle, workspace):
+def measure(parts, variants, examples, bundle, workspace):
     """Runs the files of all variants, and those in float32, in a process without Keras.
 
     Args:
         parts: list of `Part`.
         variants: which there are.
         examples: `{port: array}`, as the encoder takes them.
-        prepare: from examples to what is reconstructed, as NumPy.
         bundle: folder with the files.
         workspace: new folder for what goes to and from the process.
 
@@ -182,7 +181,11 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
         for name, array in {**examples, "z": first_output(parts[0], examples)}.items()
     }
     result, outputs = parity.run_alone(task, arrays, workspace)
-    files, errors, x = [], {}, prepare(examples["x"]).astype("float64")
+    files, errors = [], {}
+    x, unit, preparation = examples["x"].astype("float64"), 1.0, parts[0].preparation
+    if preparation is not None:
+        x = preparation.invert(preparation.apply(examples["x"], missing=parts[0].inputs[0].missing)).astype("float64")
+        unit = 1.0 if preparation.units is None else preparation.units[1]
     for number, ((part, variant, name), latency) in enumerate(zip(runs, result["latencies"], strict=True)):
         answer = {port.name: outputs[f"{number}.{port.name}"] for port in part.outputs}
         bad = [port for port, values in answer.items() if not np.isfinite(values).all()]
@@ -206,7 +209,7 @@ def measure(parts, variants, examples, prepare, bundle, workspace):
             }
         )
         if part.name == "autoencoder":
-            squares = np.square(x - answer["reconstruction"][: len(x)]).reshape(len(x), -1)
+            squares = np.square((x - answer["reconstruction"][: len(x)]) / unit).reshape(len(x), -1)
             errors[variant] = float(np.nansum(squares, axis=1).mean())  # NaN where x misses a value
     return files, errors
 

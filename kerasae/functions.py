@@ -4,6 +4,7 @@ import keyword
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import keras
 import tensorflow as tf
 
 from kerasae import keras_internals
@@ -62,6 +63,7 @@ class Function:
         compute: from tensors, in the order of the inputs, to the list of outputs; without noise, other than from a seed among its inputs.
         reference: the answer of the model or the estimator itself, with which files are compared.
         seeded: whether it draws its noise from a seed among its inputs. Only TensorFlow can.
+        units: `(offset, scale)`, arrays, of an output in units that were scaled, in which files are compared with it.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Function:
     compute: Callable
     reference: Callable
     seeded: bool = False
+    units: tuple | None = None
 
 
 def of_model(model):
@@ -170,7 +173,7 @@ def _check_names(side, others):
         )
 
 
-def of_network(name, meaning, network, output, answer, input=("x", "examples, unscaled")):
+def of_network(name, meaning, network, output, answer, input=("x", "examples, unscaled"), units=None):
     """A function of a fitted estimator: one graph from the raw input to the answer.
 
     Args:
@@ -179,16 +182,14 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         output: `(name, meaning)` of the output's port.
         answer: the estimator's own method, NumPy to NumPy, with which files are compared.
         input: `(name, meaning)` of the input's port.
+        units: as in `Function`.
 
     Raises:
         ValueError: if the network computes in another precision than float32.
     """
 
-    policies = {layer.compute_dtype for layer in keras_internals.all_layers(network)} & {
-        "float16",
-        "bfloat16",
-        "float64",
-    }
+    layers = [layer for layer in keras_internals.all_layers(network) if not isinstance(layer, keras.layers.InputLayer)]
+    policies = {layer.compute_dtype for layer in layers} & {"float16", "bfloat16", "float64"}
     if policies:
         raise ValueError(f"The estimator's model computes in {sorted(policies)}. Fit one in float32 to export it.")
 
@@ -204,6 +205,7 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         (result,),
         lambda x: [network(x, training=False)],
         lambda x: [tf.convert_to_tensor(answer(x), result.dtype)],
+        units=units,
     )
 
 

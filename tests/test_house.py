@@ -14,7 +14,7 @@ FLOORS = [
     {"checks", "registration", "runtime", "writing"},
     {"registry", "untrusted"},
     {"keras_internals"},
-    {"layers", "losses", "functions"},
+    {"layers", "losses", "functions", "preparation"},
     {"distributions"},
     {"networks"},
     {"models"},

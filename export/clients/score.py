@@ -41,6 +41,9 @@ class Detector:
         if hashlib.sha256(content).hexdigest() != manifest["files"]["score_samples.onnx"]["sha256"]:
             raise ValueError(f"{folder} is damaged: score_samples.onnx is not the file that was exported.")
         self.session = onnxruntime.InferenceSession(content)
+        self.dtype = {"tensor(uint8)": "uint8", "tensor(double)": "float64"}.get(
+            self.session.get_inputs()[0].type, "float32"
+        )
 
     def checked(self, x):
         """Examples in the detector's shape; `ValueError` if they have another."""
@@ -54,14 +57,18 @@ class Detector:
         """Examples `(n, *shape)` as the graph takes them; pixels are bytes, or floats in [0, 1]."""
         x = self.checked(np.asarray(x))
         if self.preparation["scaling"] == "pixels":
-            if x.dtype == np.uint8:
-                x = x / np.float32(255)
-            elif x.min() < 0 or x.max() > 1:
+            if x.dtype != np.uint8 and not (x.min() >= 0 and x.max() <= 1):
                 raise ValueError(f"Pixels must be bytes, or floats in [0, 1]. Received: {x.min():g} to {x.max():g}")
+            if x.dtype == np.uint8 and self.dtype != "uint8":
+                x = x / np.float32(255)
+            elif x.dtype != np.uint8 and self.dtype == "uint8":
+                x = np.rint(x * 255.0)
         with np.errstate(over="ignore"):
-            x = x.astype("float32")
+            x = x.astype(self.dtype)
         if not np.isfinite(x).all():
-            raise ValueError("Examples must be finite numbers. Received NaN, infinity, or more than float32 holds.")
+            raise ValueError(
+                f"Examples must be finite numbers. Received NaN, infinity, or more than {self.dtype} holds."
+            )
         return x
 
     def scores(self, x):

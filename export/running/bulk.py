@@ -56,7 +56,8 @@ def run(
             and ONNX Runtime. Default: a local cluster on the loopback address that ends with the run.
         overwrite: compute everything again, and replace whatever has the outputs' names.
         column: the column that holds the examples: one of lists (row-major where an example has several dimensions) or of tensors; or the
-            beginning of numbered ones, `x0`, `x1`, ... or `x_0`, `x_1`, ... Default: the name of the part's input, such as `"x"`.
+            beginning of numbered ones, `x0`, `x1`, ... or `x_0`, `x_1`, ... Default: the name of the part's input, such as `"x"`; of a
+            model of a table, the columns that it was trained on, by their names.
         keep: names of columns to copy to the outputs, or `"all"` for all but the examples. Default: `"id"`, where there is one.
         insecure: allow `tcp://` to another machine. Whoever can reach a scheduler without TLS can run any code on its workers.
         verbose: 1 for a progress bar of rows, 0 for none.

@@ -90,7 +90,7 @@ def encode_file(bundle, source, target, part="encoder", column=None, keep=None, 
 
 
 def part_of(bundle, name):
-    """A part's entry in a bundle's manifest, with the `sha256` of its file and whether its input may be missing, `takes_nan`."""
+    """A part's entry in a bundle's manifest, with its file's `sha256`, whether NaN may come in (`takes_nan`), a table's `columns`."""
     part = bundle.entry(name)
     if len(part["inputs"]) != 1:
         raise ValueError(
@@ -99,7 +99,8 @@ def part_of(bundle, name):
     sha256 = bundle.manifest["files"][part["onnx"]["file"]]["sha256"]
     # Bundles of before ports said so hold NaN for missing values where they are an imputer's.
     takes_nan = part["inputs"][0].get("missing", bundle.manifest["family"] == "Imputer")
-    return {**part, "sha256": sha256, "takes_nan": takes_nan}
+    columns = (bundle.manifest.get("preparation") or {}).get("columns") if part["inputs"][0]["name"] == "x" else None
+    return {**part, "sha256": sha256, "takes_nan": takes_nan, "columns": columns}
 
 
 class Source:
@@ -131,7 +132,7 @@ class Source:
                 self.schema, self.num_rows = file.schema_arrow, file.metadata.num_rows
         except (OSError, pa.ArrowInvalid) as error:
             raise ValueError(f"{self.path} can't be read as Parquet, which bulk runs take: {error}") from error
-        self.columns = self._columns_of_examples(column or self.port["name"])
+        self.columns = self._columns_by_name(column) or self._columns_of_examples(column or self.port["name"])
         self.kept = self._columns_to_copy(keep)
         self.fingerprint = {
             "source_bytes": stat.st_size,
@@ -141,6 +142,17 @@ class Source:
             "column": column,
             "keep": keep if keep is None or isinstance(keep, str) else list(keep),
         }
+
+    def _columns_by_name(self, column):
+        """The columns of the table that the model was trained on, or None where the file has none of them, or `column` says otherwise."""
+        named, have = self.part["columns"] or [], self.schema.names
+        if column is not None or self.port["name"] in have or not any(name in have for name in named):
+            return None
+        if missing := [name for name in named if name not in have]:
+            raise ValueError(
+                f"{self.path} lacks columns that the model was trained on: {', '.join(missing[:20])}. It has: {', '.join(have[:20])}"
+            )
+        return named
 
     def _columns_of_examples(self, column):
         import pyarrow as pa

@@ -102,6 +102,11 @@ def _image_shape(model, name):
     x = model.encoder.inputs[0]
     shape = tuple(x.shape[1:])
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    prepared = model.preparation
+    if prepared is not None and prepared.scaling != "pixels":
+        raise ValueError(
+            f"A page shows pixels in [0, 1], and `{name}` was trained on {prepared.describe()}. Export a bundle instead."
+        )
     if not is_image or None in shape or x.dtype not in ("float32", "uint8"):
         raise ValueError(
             f"A page needs a `{name}` of images, (height, width, 1 or 3) or (height, width) in float32 or uint8. "

@@ -85,7 +85,7 @@ def export_checked(model, folder, **options):
 @click.option("--part", default="encoder", show_default=True, help="Which part of the bundle to run.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one per core.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option("--column", help="The Parquet column with the examples. Default: x, the name of the part's input.")
+@click.option("--column", help="The Parquet column with the examples. [x, or a table's columns by name]")
 @click.option("--keep", multiple=True, help='A column to copy to the output, or "all"; repeat for more. Default: id.')
 @click.option("--scheduler", help="Address of a Dask scheduler. Default: run on this machine.")
 @shared.overwrite_option

@@ -57,7 +57,8 @@ def open_model(name):
     import keras
 
     from kerasae import models
-    from kerasae.data.preparation import Preparation
+    from kerasae.preparation import Preparation
+    from kerasae.runs import examples
 
     recipe = history = facts = None
     if is_file:
@@ -85,11 +86,13 @@ def open_model(name):
     if not isinstance(model, models.Autoencoder):
         raise ValueError(f"{name} holds a {type(model).__name__}, and not an autoencoder of kerasae.")
     model.compile()  # `evaluate` asks for it; nothing is trained
-    if facts is not None:
-        with untrusted.damaged(run / "data.json"):
-            preparation = Preparation.from_dict(facts["preparation"])
-    else:
-        preparation = Preparation.of_model(model.encoder.inputs[0].shape[1:])
+    if model.preparation is None and recipe is not None:  # files of earlier versions don't hold it
+        if recipe.data.path is None:
+            model.preparation = examples.of_dataset(model.encoder.inputs[0].shape[1:])
+        elif facts is not None:
+            with untrusted.damaged(run / "data.json"):
+                model.preparation = Preparation.from_dict(facts["preparation"])
+    preparation = model.preparation or Preparation.of_model(model.encoder.inputs[0].shape[1:])
     return Opened(path.resolve().name if path.is_dir() else path.stem, model, preparation, recipe, history, facts)
 
 
@@ -152,7 +155,7 @@ def dataset_errors(data):
 def examples_of(opened, data, data_dir=None, split="test", **options):
     """`(Files, apply)` of DATA for a model: `apply` makes stored values the model's input."""
     from kerasae.data import datasets, files, reading
-    from kerasae.data.preparation import Preparation
+    from kerasae.preparation import Preparation
 
     if is_path(data, **options):
         own = opened.recipe.data.model_dump() if opened.recipe else {}

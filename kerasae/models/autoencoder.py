@@ -13,6 +13,7 @@ from kerasae.models.exits import Exits
 from kerasae.models.fitting import Fitting, is_array, predict
 from kerasae.models.steps import ActiveUnits
 from kerasae.networks import check_pair
+from kerasae.preparation import Preparation
 
 __all__ = ["Autoencoder"]
 
@@ -65,6 +66,8 @@ class Autoencoder(Fitting, Exits):
     takes_missing = False
     # Whether most units of a code are 0 or nearly so.
     sparse_code = False
+    # What was done to the data that the model was trained on, a `kerasae.preparation.Preparation`; what is exported takes data from before.
+    preparation = None
     # A family whose units can die or collapse logs `active_units`: those whose variance over the examples exceeds this.
     active_threshold = None
 
@@ -276,6 +279,7 @@ class Autoencoder(Fitting, Exits):
     def get_config(self):
         return {
             **super().get_config(),
+            **({} if self.preparation is None else {"preparation": self.preparation.to_dict()}),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "decoder": keras.saving.serialize_keras_object(self.decoder),
             "loss": self.distortion,
@@ -289,4 +293,8 @@ class Autoencoder(Fitting, Exits):
             name: value for name, value in config.items() if isinstance(value, dict) and "class_name" in value
         }
         objects = {name: keras.saving.deserialize_keras_object(value) for name, value in serialized.items()}
-        return cls(**{**config, **objects})
+        config = {**config, **objects}
+        preparation = config.pop("preparation", None)
+        model = cls(**config)
+        model.preparation = None if preparation is None else Preparation.from_dict(preparation)
+        return model

@@ -1,11 +1,14 @@
 """How a model leaves the process: Keras's own `save` and `export`."""
 
+import logging
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from kerasae import keras_internals
+
+_logger = logging.getLogger(__name__)
 
 _LEGACY = (".h5", ".hdf5")
 
@@ -36,6 +39,11 @@ class Exits(keras.Model):
         if input_signature is None:
             inputs = self.call_inputs()
             input_signature = [inputs if len(inputs) > 1 else inputs[0]]
+        if getattr(self, "preparation", None) is not None:
+            _logger.warning(
+                "Keras exports what `call` computes, from prepared examples: %s. kerasae.export.export(model, folder) takes raw ones.",
+                self.preparation.describe(),
+            )
         super().export(filepath, format, verbose=verbose, input_signature=input_signature, **kwargs)
         if format == "onnx":
             _check_onnx(Path(filepath))

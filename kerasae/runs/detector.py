@@ -137,6 +137,7 @@ def fit(given, folder, options, verbose="auto", start_again=False):
         del detector._going_on
         if not _states(checkpoint):
             writing.remove(checkpoint)
+    detector.preparation = given.preparation
     seconds = time.monotonic() - started
     # What holds for new examples is measured on new ones: those fitted to lie near their own reconstructions.
     scores = {which: detector.score_samples(x) for which, (x, _) in given.groups.items()}
@@ -205,7 +206,7 @@ def files_of(folder):
 
 def _preparation(read, train):
     """Pixels in [0, 1], as photos come to every model here; other numbers go in as they are, and the detector scales them itself."""
-    from kerasae.data.preparation import Preparation
+    from kerasae.preparation import Preparation
 
     if read.values.ndim > 2 or read.values.dtype == "uint8":
         preparation = Preparation.fit(read, train)
@@ -287,7 +288,7 @@ def _write_report(folder, preparation, made, groups, scores):
                 names=(_HELD_OUT, _KNOWN),
             )
         }
-        if server.color(preparation):
+        if preparation.color:
             num = min(_NUM_SHOWN, *map(len, scores.values()))
             x, order = groups[_HELD_OUT][0], np.argsort(scores[_HELD_OUT])
             rows = {"oddest": x[order[:num]], "most normal": x[order[::-1][:num]]}
@@ -320,7 +321,7 @@ class Scorer:
     """
 
     def __init__(self, folder):
-        from kerasae.data.preparation import Preparation
+        from kerasae.preparation import Preparation
         from kerasae.runtime import Bundle
 
         inside = Path(folder) / "server"
@@ -348,5 +349,10 @@ class Scorer:
         import numpy as np
 
         parts = (values[i : i + _ROWS_AT_ONCE] for i in range(0, len(values), _ROWS_AT_ONCE))
-        scores = [self._score(self.preparation.apply(part).astype("float32"))["score"] for part in parts]
+        scores = [self._score(self._as_port(part))["score"] for part in parts]
         return np.concatenate(scores).astype("float64")
+
+    def _as_port(self, values):
+        """Examples as the bundle takes them: bytes, or numbers as they are stored; those of earlier versions take pixels in [0, 1]."""
+        x, dtype = self.preparation.apply(values), self._score.inputs[0]["dtype"]
+        return self.preparation.stored(x) if dtype == "uint8" else x.astype(dtype)

@@ -13,8 +13,8 @@ class Dataset:
 
     @property
     def preparation(self):
-        """The `kerasae.data.preparation.Preparation` that made the examples."""
-        from kerasae.data.preparation import Preparation
+        """The `kerasae.preparation.Preparation` that made the examples."""
+        from kerasae.preparation import Preparation
 
         return Preparation.from_dict(self.facts["preparation"])
 
@@ -42,14 +42,13 @@ def load(recipe, data_dir=None, unit_interval=None):
     """
     from kerasae import checks
     from kerasae.data import datasets, files
-    from kerasae.data.preparation import Preparation
+    from kerasae.preparation import Preparation
     from kerasae.runs import recipes
 
     source = recipe.data
     if source.name is not None:
         train, test = datasets.load_with_labels_if_any(source.name, data_dir)
-        shape = train[0].shape[1:]
-        preparation, facts, classes = Preparation("images", shape, "pixels", (0.0,), (255.0,)), {}, None
+        preparation, facts, classes = of_dataset(train[0].shape[1:]), {}, None
     else:
         read = files.read(source.path, **{name: getattr(source, name) for name in files.OPTIONS})
         values, classes = read.values, read.classes
@@ -60,6 +59,8 @@ def load(recipe, data_dir=None, unit_interval=None):
             model = recipes.build(whole, values.shape[1:], len(indices[0]))
             unit_interval = model.likelihood.support == (0.0, 1.0)
         preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval))
+        if source.scaling == "none":
+            _check_digits(read, indices[0])
         checks.memory(values.shape, "float32", source.path)
         train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
         facts = {"fingerprint": read.fingerprint}
@@ -79,6 +80,25 @@ def load(recipe, data_dir=None, unit_interval=None):
             **facts,
         },
     )
+
+
+def of_dataset(shape):
+    """The preparation of a dataset by its name: `kerasae.data.load` gives pixels in [0, 1], and that is what a model of it takes."""
+    from kerasae.preparation import Preparation
+
+    return Preparation("images", shape, "pixels")
+
+
+def _check_digits(read, train):
+    """Raises where numbers that aren't scaled lose digits in the float32 that models compute in."""
+    from kerasae import preparation
+
+    lost = preparation.Preparation.fit(read, train, "standard").lost_digits(most=preparation.TOO_MUCH)
+    if lost:
+        raise ValueError(
+            f"Models compute in float32, which loses digits of {len(lost)} columns that aren't scaled: {preparation.in_words(lost)}. Let "
+            "them be scaled (--scaling standard), or subtract a constant first, such as the first day of a time."
+        )
 
 
 def binarized(x, seed=0):

@@ -3,16 +3,8 @@
 from pathlib import Path
 
 from kerasae import writing
-from kerasae.runs.examples import is_image
 
 _TOLERANCE = 1e-4  # of the bundle: distances are small differences of large numbers
-
-
-def color(preparation):
-    """What photos have to become, or None where examples are no photos."""
-    if preparation.scaling != "pixels" or not is_image(preparation.shape):
-        return None
-    return "rgb" if preparation.shape[-1] == 3 else "grey"
 
 
 _README = """# An anomaly detector
@@ -40,16 +32,11 @@ print(detector.scores(x) < detector.threshold)
 ## How an example becomes a score
 
 {steps}
-- `bundle/score_samples.onnx` takes `x`, float32 of shape (batch, {shape}), and gives `score`, float32 of shape (batch).
+- `bundle/score_samples.onnx` takes `x`, {dtype} of shape (batch, {shape}), and gives `score`, float32 of shape (batch).
 - It is an anomaly where `score < threshold`. The threshold, {threshold!r}, is in `detector.json`.
 
 [bundle/README.md](bundle/README.md): the same graph in other runtimes and in TensorFlow, and how it was checked.
 """
-
-_PHOTO_STEPS = """- A photo is turned as its camera says (EXIF), and what is transparent in it is laid on white.
-- It becomes {colours}, by Pillow's `convert("{mode}")`.
-- It is scaled to cover {width} x {height} pixels by Pillow's Lanczos filter, and cropped around the middle (`PIL.ImageOps.fit`).
-- Its bytes are divided by 255: pixels in [0, 1], rows from the top."""
 
 
 def write(folder, detector, preparation, x, dialect):
@@ -58,13 +45,15 @@ def write(folder, detector, preparation, x, dialect):
     from kerasae.data import reading
 
     folder.mkdir()
-    export.export(detector, folder / "bundle", x=x, tolerance=_TOLERANCE)
+    if preparation.takes == "uint8":
+        x = preparation.stored(x)
+    manifest = export.export(detector, folder / "bundle", x=x, tolerance=_TOLERANCE)
     facts = {
         "format": 1,
         "threshold": detector.offset_,
         "direction": "higher is more normal; below the threshold an example is an anomaly",
         "preparation": preparation.to_dict(),
-        "color": color(preparation),
+        "color": preparation.color,
         "dialect": dialect,
     }
     writing.json(folder / "detector.json", facts)
@@ -73,7 +62,8 @@ def write(folder, detector, preparation, x, dialect):
         (folder / "reading" / path.name).write_text(_standing_alone(path), encoding="utf-8")
     program = Path(export.__file__).with_name("clients") / "score.py"
     (folder / "score.py").write_text(_standing_alone(program), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(facts), encoding="utf-8")
+    words = _readme(facts, preparation, manifest["parts"][0]["inputs"][0]["dtype"])
+    (folder / "README.md").write_text(words, encoding="utf-8")
 
 
 def _standing_alone(path):
@@ -82,14 +72,18 @@ def _standing_alone(path):
     return text.replace("kerasae.data.reading", "reading")
 
 
-def _readme(facts):
+def _readme(facts, preparation, dtype):
     """Markdown whose snippets run as they stand, in the folder."""
-    preparation, color = facts["preparation"], facts["color"]
-    shape = ", ".join(map(str, preparation["shape"]))
-    words = {"threshold": facts["threshold"], "shape": shape, "pillow": "", "imports": "import numpy as np\n\n"}
-    if color:
-        height, width, _ = preparation["shape"]
-        mode, colours = {"rgb": ("RGB", "red, green and blue"), "grey": ("L", "grey")}[color]
+    shape = ", ".join(map(str, preparation.shape))
+    words = {
+        "threshold": facts["threshold"],
+        "shape": shape,
+        "dtype": dtype,
+        "pillow": "",
+        "imports": "import numpy as np\n\n",
+    }
+    if preparation.color:
+        steps = "\n".join(f"- A photo must be {step}." for step in preparation.photo_steps())
         words |= {
             "pillow": " pillow",
             "imports": "",
@@ -97,10 +91,10 @@ def _readme(facts):
             "name": "file",
             "takes": "It takes photos of any size and colour, one or a folder of them, or an `.npy` file of pixels.",
             "x": f'detector.photo("photo.jpg")[None]  # or many, (n, {shape}): bytes, or floats in [0, 1]',
-            "steps": _PHOTO_STEPS.format(colours=colours, mode=mode, width=width, height=height),
+            "steps": f"{steps}\n- Rows come from the top.",
         }
-    elif len(preparation["shape"]) == 1:
-        columns = preparation["columns"]
+    elif len(preparation.shape) == 1:
+        columns = preparation.columns
         named = f"the columns {', '.join(f'`{c}`' for c in columns)}" if columns else f"{shape} columns"
         words |= {
             "example": "table.csv",

@@ -43,6 +43,7 @@ def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None,
     fingerprint = loaded.facts.get("fingerprint")
     model, training = train(recipe, loaded.train[0], checkpoint, verbose, fingerprint, start_again=start_again)
     records = measures.measure(recipe, model, (loaded.train, loaded.test))
+    model.preparation = loaded.preparation
     with writing.together(folder, checkpoints.files_of) as beside:
         (beside / "recipe.toml").write_text(text)
         writing.json(beside / "data.json", loaded.facts)

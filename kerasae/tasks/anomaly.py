@@ -231,16 +231,34 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         meaning = f"minus the largest relative distance from the references; higher is more normal, below {self.offset_:.6g} is an anomaly"
         network = keras.Model(x, self.scorer_(scaled))
         return by_name(
-            of_network("score_samples", "from examples to scores", network, ("score", meaning), self.score_samples)
+            of_network(
+                "score_samples", "from examples to scores", network, ("score", meaning), self._unnamed().score_samples
+            )
         )
+
+    def deployed_preparation(self):
+        facts = {
+            **super().deployed_preparation(),
+            "scaling": self._resolved_scaling(len(self.input_shape_) == 1) or "none",
+        }
+        network = self._preparation()
+        if network is None:
+            return facts
+        names = [layer.name for layer in network.layers]
+        return {**facts, "blur": network.get_layer("blur").stddev, "contrast": "contrast" in names}
 
     # -- The parts ---------------------------------------------------------------------------------------------------------------------
 
+    def _resolved_scaling(self, is_table):
+        if isinstance(self.scaling, str) and self.scaling == "auto":
+            return "standard" if is_table else "range"
+        return self.scaling
+
     def _fit_scaling(self, X):
-        if not (isinstance(self.scaling, str) and self.scaling == "auto"):
-            return super()._fit_scaling(X)
         resolved = copy.copy(self)
-        resolved.scaling = "standard" if X.ndim == 2 else "range"
+        resolved.scaling = self._resolved_scaling(X.ndim == 2)
+        if resolved.scaling == self.scaling:
+            return super()._fit_scaling(X)
         x = resolved._fit_scaling(X)
         self.center_, self.scale_ = resolved.center_, resolved.scale_
         return x

@@ -16,6 +16,7 @@ How an estimator is written on it:
 - what has a `transform` that gives float32 stands on `AutoencoderTransformer`.
 """
 
+import copy
 import inspect
 import logging
 import math
@@ -69,13 +70,15 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
 
     Attributes:
         n_features_in_: number of columns (of an image, its height); `feature_names_in_` for data frames.
-        input_shape_: shape of an example at fit.
+        input_shape_, input_dtype_: shape of an example at fit, and the type that it had or was given.
     """
 
     # What every builder that has such an option is given where `model_options` says nothing else.
     _builder_options: ClassVar = {}
     # Function of a compiled model that gives callbacks and how many epochs it has seen: so a fit without early stopping can go on.
     _going_on: ClassVar = None
+    # What was done to the data before `fit` saw it, a `kerasae.preparation.Preparation`; what is exported takes data from before.
+    preparation = None
     # Whether the learning rate falls to 0 along a cosine.
     _rate_falls: ClassVar = False
 
@@ -101,6 +104,12 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
     def functions(self):
         """What a fitted estimator can do, from the raw input to the answer: `{name: kerasae.functions.Function}`, the main job first."""
         raise NotImplementedError(f"{type(self).__name__} has no deployed form.")
+
+    def _unnamed(self):
+        """The same estimator without the names of columns: it takes arrays in the columns' order, and warns of nothing."""
+        unnamed = copy.copy(self)
+        vars(unnamed).pop("feature_names_in_", None)
+        return unnamed
 
     def made_up_examples(self, num_examples):
         """Random examples with the mean and scale of what `fit` saw, for checks without data; with NaN where the estimator takes it."""
@@ -143,7 +152,7 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         )
         if reset:
             checks.in_float32(X, "X")
-            self.input_shape_ = X.shape[1:]
+            self.input_shape_, self.input_dtype_ = X.shape[1:], X.dtype.name
         elif X.shape[1:] != self.input_shape_:
             raise ValueError(
                 f"X must have examples of the shape {self.input_shape_}, as in fit. Received shape: {X.shape}"
@@ -172,7 +181,8 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             return family.builder(input_shape, latent_dim=self.latent_dim, **options)
         if not isinstance(self.model, Autoencoder):
             raise ValueError(f"`model` must be one of {list(known)} or a kerasae model. Received: {self.model!r}")
-        model = type(self.model).from_config({**self.model.get_config(), "seed": seed})
+        # It will take examples that are scaled here, whatever it was trained on.
+        model = type(self.model).from_config({**self.model.get_config(), "seed": seed, "preparation": None})
         takes = model.encoder.inputs[0].shape[1:]
         if None in takes or math.prod(takes) != math.prod(input_shape):
             raise ValueError(f"`model` takes examples of shape {takes}, and those of X have the shape {input_shape}.")

@@ -171,7 +171,7 @@ class Denoiser(AutoencoderTransformer):
         reconstruction = self.model_.reconstruction_of(self.model_.decoder(code))
         denoised = self._unscaled_output(keras.ops.clip(reconstruction, 0.0, 1.0))
         output, network = ("denoised", "denoised images"), keras.Model(x, denoised)
-        return by_name(of_network("denoise", "from noisy to denoised images", network, output, self.denoise))
+        return by_name(of_network("denoise", "from noisy to denoised images", network, output, self._unnamed().denoise))
 
     def _build_model(self, input_shape, seed):
         model = super()._build_model(input_shape, seed)

@@ -233,8 +233,9 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
                 "from rows with NaN to imputed rows",
                 keras.Model(x, imputed),
                 ("imputed", "rows with conditional means for NaN"),
-                self.transform,
+                self._unnamed().transform,
                 ("x", "rows, unscaled, with NaN for what is missing"),
+                self._units(),
             )
         )
 

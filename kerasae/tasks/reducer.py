@@ -109,15 +109,20 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
         meaning = "the reconstructions, in the units of x"
         return by_name(
             of_network(
-                "transform", "from examples to codes", keras.Model(x, codes), ("z", "the codes"), self.transform
+                "transform",
+                "from examples to codes",
+                keras.Model(x, codes),
+                ("z", "the codes"),
+                self._unnamed().transform,
             ),
             of_network(
                 "inverse_transform",
                 "from codes to reconstructions",
                 keras.Model(z, reconstruction),
                 ("reconstruction", meaning),
-                self.inverse_transform,
+                self._unnamed().inverse_transform,
                 ("z", "codes"),
+                self._units(),
             ),
         )
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from kerasae import checks
+from kerasae import checks, preparation
 
 SCALINGS = ("standard", "robust", "minmax", "global", "range")
 _ROWS_AT_ONCE = 4096
@@ -11,6 +11,9 @@ _ROWS_AT_ONCE = 4096
 
 class Scaling:
     """What an estimator with the parameter `scaling` and the attribute `input_shape_` scales by."""
+
+    # Whether what is exported may take and give float64; LiteRT can't.
+    deploys_float64 = True
 
     def _fit_scaling(self, X):
         """Learns `center_` and `scale_`, ignoring NaN; gives the scaled examples, in float32."""
@@ -48,29 +51,71 @@ class Scaling:
         return _by_rows(lambda rows: np.clip((rows - self.center_) / self.scale_, -limit, limit), X)
 
     def _unscale(self, x):
-        """`x * scale_ + center_` in the data's shape, in float32."""
+        """`x * scale_ + center_` in the data's shape; in float32, or in float64 where that loses digits that matter."""
         x = np.reshape(x, (len(x), *self.input_shape_))
-        return x if self.scaling is None else _by_rows(lambda rows: rows * self.scale_ + self.center_, x)
+        if self.scaling is None:
+            return x
+        return _by_rows(lambda rows: rows * self.scale_ + self.center_, x, self._needed_dtype())
+
+    def _needed_dtype(self):
+        # What came in float32 has no digits that float32 could lose.
+        if self.scaling is None or getattr(self, "input_dtype_", "float64") == "float32":
+            return "float32"
+        return preparation.dtype_for(self.center_, self.scale_)
+
+    def _deployed_dtype(self):
+        return self._needed_dtype() if self.deploys_float64 else "float32"
+
+    def lost_digits(self, most=preparation.NOTICEABLE):
+        """The columns of which float32 loses too much, as `kerasae.preparation.Preparation.lost_digits` gives them."""
+        if self._needed_dtype() == "float32":
+            return {}
+        return preparation.lost_digits(self.center_, self.scale_, self._columns(), most)
+
+    def _columns(self):
+        names = getattr(self, "feature_names_in_", None)
+        return None if names is None else tuple(map(str, names))
+
+    def deployed_preparation(self):
+        """What the exported graph does to raw examples, `{"kind", "shape", "scaling", "offset", "scale", "columns", "takes"}`."""
+        offset, scale = (
+            np.unique(part) if np.ptp(part) == 0 else part
+            for part in (np.asarray(self.center_), np.asarray(self.scale_))
+        )
+        # Of images with a mean for each pixel, all are in the graph, and none is worth reading.
+        is_short = max(offset.ndim, scale.ndim) == 1
+        return {
+            "kind": "table" if len(self.input_shape_) == 1 else "images",
+            "shape": list(self.input_shape_),
+            "scaling": self.scaling or "none",
+            "offset": offset.tolist() if is_short else None,
+            "scale": scale.tolist() if is_short else None,
+            "columns": self._columns() and list(self._columns()),
+            "takes": self._deployed_dtype(),
+        }
 
     def _scaled_input(self, shape=None):
         """`(x, scaled)`: the symbolic raw input, in the data's shape, and the scaled one, in `shape`, by default the data's."""
-        x = scaled = keras.Input(self.input_shape_, name="x")
+        x = scaled = keras.Input(self.input_shape_, dtype=self._deployed_dtype(), name="x")
         if self.scaling is not None:
-            # Two steps, so that a large common offset goes before anything is rounded.
-            scaled = (x - self.center_.astype("float32")) / self.scale_.astype("float32")
+            scaled = preparation.scaled(x, self.center_, self.scale_)
         return x, _reshaped(scaled, shape or self.input_shape_)
+
+    def _units(self):
+        """Of `kerasae.functions.Function`, for what is given back in the data's units."""
+        return None if self.scaling is None else (self.center_, self.scale_)
 
     def _unscaled_output(self, reconstruction):
         """A symbolic reconstruction in the data's units and shape."""
         x = _reshaped(reconstruction, self.input_shape_)
         if self.scaling is None:
             return x
-        return x * self.scale_.astype("float32") + self.center_.astype("float32")
+        return preparation.unscaled(x, self.center_, self.scale_, self._deployed_dtype())
 
 
-def _by_rows(function, X):
-    """A function of rows, in float32: its own numbers are float64, which for all images at once would be much memory."""
-    x = np.empty(X.shape, "float32")
+def _by_rows(function, X, dtype="float32"):
+    """A function of rows, in a type: its own numbers are float64, which for all images at once would be much memory."""
+    x = np.empty(X.shape, dtype)
     for start in range(0, len(X), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         x[rows] = function(X[rows])
