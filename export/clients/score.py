@@ -64,12 +64,10 @@ class Detector:
             elif x.dtype != np.uint8 and self.dtype == "uint8":
                 x = np.rint(x * 255.0)
         with np.errstate(over="ignore"):
-            x = x.astype(self.dtype)
-        if not np.isfinite(x).all():
-            raise ValueError(
-                f"Examples must be finite numbers. Received NaN, infinity, or more than {self.dtype} holds."
-            )
-        return x
+            # What the graph computes in, once the offsets are subtracted.
+            if not np.isfinite(x.astype("float32")).all():
+                raise ValueError("Examples must be finite numbers. Received NaN, infinity, or more than float32 holds.")
+        return x.astype(self.dtype)
 
     def scores(self, x):
         """Scores, `(n,)`, of examples `(n, *shape)`; pixels are bytes, or floats in [0, 1]."""
