@@ -576,7 +576,9 @@ def test_integer_images(tmp_path):
 # -- What fails leaves everything as it was ----------------------------------------------------------------------
 
 
-EARLIER = json.dumps({"format": "kerasae-bundle", "format_version": 1, "parts": [], "files": {}})
+EARLIER = json.dumps(
+    {"format": "kerasae-bundle", "format_version": 1, "family": "Autoencoder", "parts": [], "files": {}}
+)
 
 
 @pytest.fixture
