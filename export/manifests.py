@@ -73,11 +73,13 @@ def statistics(parts, examples):
 
 def measure_variants(parts, variants, examples, are_given, bundle, workspace):
     files, errors = variant_files.measure(parts, variants, examples, bundle, workspace)
+    prepared = parts[0].preparation
+    in_units = "" if prepared is None or prepared.units is None else " in units of the scale"
     return {
         "examples": variant_files.num_examples(examples),
         "given": are_given,
         "reconstruction_error": {
-            "definition": "sum_i (x_i - r_i)^2 in units of the scale, mean over the examples, of autoencoder.onnx and its variants",
+            "definition": f"sum_i (x_i - r_i)^2{in_units}, mean over the examples, of autoencoder.onnx and its variants",
             **errors,
         },
         "relative_difference": "max |difference| / max |reference|, the reference being the float32 file",

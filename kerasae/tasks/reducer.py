@@ -86,7 +86,7 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
         return codes.reshape(len(codes), -1)
 
     def inverse_transform(self, Z):
-        """Reconstructions of codes, in the shape and units of the data passed to `fit`, in float32."""
+        """Reconstructions of codes, in the shape and units of the data passed to `fit`: float32, or float64 where that loses digits."""
         check_is_fitted(self)
         Z = check_array(Z, dtype=("float64", "float32"))
         if Z.shape[1] != self._n_features_out:
