@@ -304,6 +304,27 @@ def test_a_stream_holds_no_more_images_than_its_bytes_can(rng):
     assert tasks.Codec(model).fit(images).decode(codec.encode(alike)).shape == alike.shape
 
 
+def test_a_lossless_stream_announces_what_it_holds(rng):
+    codec = tasks.LosslessCodec(builders.variational((4, 4, 1), latent_dim=2, hidden_units=(4,)))
+    images = (rng.random((20, 4, 4, 1)) < 0.5).astype("uint8")
+    stream = codec.encode(images)
+    assert (codec.decode(stream) == images).all()
+    from kerasae.tasks import containers
+
+    header, payload = containers.unpack(stream, "lossless", codec.fingerprint)
+    checksum = header["parameters"][0]
+    for count, parameters in (
+        (10**9, header["parameters"]),
+        (10**9, [checksum, 10**9]),
+        (20, [checksum, 0, 20]),
+        (20, []),
+    ):
+        claimed = np.lib.stride_tricks.as_strided(np.zeros(1, "uint8"), (count, 4, 4, 1), (0,) * 4)
+        forged = containers.pack("lossless", codec.fingerprint, claimed, parameters, payload)
+        with pytest.raises(ValueError, match="The stream is damaged"):
+            codec.decode(forged)
+
+
 def index_file(path, **changes):
     arrays = {"codes": np.ones((3, 2), "float32"), "ids": np.arange(3), **changes.pop("arrays", {})}
     head = {
