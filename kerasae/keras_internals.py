@@ -92,6 +92,8 @@ def failure_of_dataset(error):
     message = str(error)
     if not any(name in message for name in ("IteratorGetNext", "PyFunc", "IteratorV2")):
         return None
+    if asserted := re.search(r"assertion failed: \[(.+?)\]", message):
+        return asserted[1]
     lines = [line.strip() for line in message.replace("{{", "\n{{").splitlines()]
     named = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Interrupt)\w*: ", line)]
     return (
