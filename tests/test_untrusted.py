@@ -209,7 +209,6 @@ def activation(module, name):
         ({"config": lambda config: dense(config).update(units=10**9)}, "units = 1,000,000,000"),
         ({"config": lambda config: config.pop("class_name")}, "has no 'class_name'"),
     ],
-    ids=str,
 )
 def test_a_keras_file_reaches_nothing_else(saved, change, message, tmp_path):
     path = rewrite(saved, tmp_path, **change)

@@ -200,6 +200,7 @@ def files_of(folder):
     from kerasae import runtime
 
     server_files |= {f"server/bundle/{name}" for name in runtime.files_of(inside / "bundle")}
+    server_files |= {f"server/reading/{path.name}" for path in (inside / "reading").glob("*.py")}
     names = ("detector.pkl", "metrics.json", "scores.csv", "report.html", "figures/scores.png", "figures/oddest.png")
     return {*names, *server_files}
 
