@@ -71,6 +71,27 @@ def test_the_largest_distance_counts(rng, far, unit):
     np.testing.assert_allclose(layer(x), expected, rtol=2e-4, atol=1e-4)
 
 
+def test_small_distances_of_many_features_are_exact(rng):
+    """As of photos that look alike: the squares of distances are far smaller than the rounding of `||x||^2`."""
+    references = rng.normal(size=(60, 2000)).astype("float32")
+    references[30:45] = references[:15]  # equal ones count as often as they are there
+    x = (references[:20] + 1e-3 * rng.normal(size=(20, 2000))).astype("float32")
+    bandwidths = (1e-3, 0.01, 1.0)
+    layer = RelativeDistance(references.shape, bandwidths)
+    layer.references.assign(references)
+    distances, nearby, _ = layer.distances(x)
+    np.testing.assert_allclose(distances, oracle(x.astype("float64"), references, bandwidths), rtol=1e-4)
+    np.testing.assert_allclose(nearby, neighbours_of(x.astype("float64"), references)[0], rtol=1e-5)
+
+
+def test_many_equal_references_count_as_many(rng):
+    references = np.concatenate([np.zeros((40, 3)), np.ones((10, 3))])
+    layer = RelativeDistance(references.shape, [1.0])
+    layer.references.assign(references)
+    x = rng.normal(size=(5, 3))
+    np.testing.assert_allclose(layer.distances(x)[0], oracle(x, references, [1.0]), rtol=1e-5)
+
+
 def test_distance_is_between_the_nearest_and_the_mean(rng):
     x, references = rng.normal(size=(5, 4)), rng.normal(size=(9, 4))
     squares = np.square(x[:, None] - references).sum(axis=-1)

@@ -16,6 +16,8 @@ _FARTHEST = 1e6
 _NUM_BANDWIDTHS, _LARGEST_BANDWIDTH, _SMALLEST_BANDWIDTHS, _NEIGHBOUR = 5, 4.0, (0.01, 0.5), 5
 # Neighbours that say what is usual around an example, and the share that the mean over all examples has in it.
 _NUM_NEIGHBOURS, _SHRINKAGE = 10, 0.1
+# So many more are measured exactly, since rounding may have put one of the neighbours behind them.
+_SPARE_NEIGHBOURS = 6
 
 
 def fitted_distance(x, references, bandwidths=None):
@@ -82,15 +84,30 @@ class RelativeDistance(keras.layers.Layer):
 
         With `own`, integers `(batch,)`, without the references of these numbers.
         """
+        x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
         squares = _squares(x, self.references, own)
-        k = min(_NUM_NEIGHBOURS, max(self.shape[0] - 1, 1))
-        negative, neighbours = ops.top_k(-squares, k)
-        nearest = -negative[:, :1]
-        # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance.
-        further = squares - nearest
-        means = [ops.mean(ops.exp(further * (-0.5 / s**2)), axis=1) for s in self.bandwidths]
+        others = max(self.shape[0] - 1, 1)
+        k, num_near = min(_NUM_NEIGHBOURS, others), min(_NUM_NEIGHBOURS + _SPARE_NEIGHBOURS, others)
+        negative, near = ops.top_k(-squares, num_near)
+        # What is near is measured again, without the rounding of large squares: it would be most of a small distance.
+        exact = ops.stack([_square(x, ops.take(self.references, near[:, i], axis=0)) for i in range(num_near)], axis=1)
+        negative_exact, places = ops.top_k(-exact, k)
+        nearest, neighbours = -negative_exact[:, :1], ops.take_along_axis(near, places, axis=1)
+        # ln sum exp(-d / 2 s^2), with the nearest taken out, is finite at any distance. Those near count once, by their exact squares,
+        # and so do others as far as the last of them.
+        last = -negative[:, -1:]
+        is_near = squares <= last
+        as_far = ops.sum(ops.cast(is_near, "float32"), axis=1) - num_near
+        further = ops.where(is_near, np.inf, squares) - nearest
+        means = []
+        for s in self.bandwidths:
+            near_sum, far_sum, last_one = (
+                ops.exp(d * (-0.5 / s**2)) for d in (exact - nearest, further, last - nearest)
+            )
+            total = ops.sum(near_sum, axis=1) + ops.sum(far_sum, axis=1) + as_far * last_one[:, 0]
+            means.append(total / self.shape[0])
         squared = nearest - 2.0 * np.square(self.bandwidths).astype("float32") * ops.log(ops.stack(means, axis=1))
-        return ops.sqrt(squared), ops.mean(ops.sqrt(-negative), axis=1), neighbours
+        return ops.sqrt(squared), ops.mean(ops.sqrt(-negative_exact), axis=1), neighbours
 
     def largest(self, distances, nearby, neighbours):
         """The score, `(batch,)`, of what `distances` gives."""
@@ -103,6 +120,10 @@ class RelativeDistance(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "shape": self.shape, "bandwidths": self.bandwidths}
+
+
+def _square(x, references):
+    return ops.sum(ops.square(x - references), axis=1)
 
 
 def _squares(x, references, own=None):
