@@ -159,7 +159,7 @@ def takes_networks(*, without=(), **defaults):
 
         @functools.wraps(function)
         def builder(*args, **kwargs):
-            if function.__module__.startswith("kerasae."):  # a family of one's own may hand others on to its class
+            if (function.__module__ or "").startswith("kerasae."):  # a family of one's own may hand others on to its class
                 for name in set(kwargs) - _OF_KERAS - set(signature.parameters):
                     checks.choice(name, f"arguments of {function.__name__}", [*signature.parameters][:-1])
             bound = signature.bind(*args, **kwargs)
