@@ -159,7 +159,8 @@ def takes_networks(*, without=(), **defaults):
 
         @functools.wraps(function)
         def builder(*args, **kwargs):
-            if (function.__module__ or "").startswith("kerasae."):  # a family of one's own may hand others on to its class
+            # A family of one's own may hand others on to its class; where it was defined may have no name.
+            if (function.__module__ or "").startswith("kerasae."):
                 for name in set(kwargs) - _OF_KERAS - set(signature.parameters):
                     checks.choice(name, f"arguments of {function.__name__}", [*signature.parameters][:-1])
             bound = signature.bind(*args, **kwargs)
