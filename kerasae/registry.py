@@ -32,7 +32,9 @@ class Registry:
         known = self._entries.get(name)
         source = (definition.__module__, definition.__qualname__)
         if known is not None and known[1] != source:
-            raise ValueError(f"There is a {self.what} {name!r} already, of {'.'.join(known[1])}. Choose another name.")
+            raise ValueError(
+                f"There is a {self.what} {name!r} already, of {'.'.join(filter(None, known[1]))}. Choose another name."
+            )
         self._entries[name] = entry, source
 
     def remove(self, name):

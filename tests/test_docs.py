@@ -17,6 +17,7 @@ import pytest
 
 import kerasae
 from kerasae import models
+from kerasae.registry import FAMILIES, NETWORKS
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
@@ -71,6 +72,13 @@ def examples():
         for name, doc in public_objects(importlib.import_module(f"kerasae.{module}")):
             for i, block in enumerate(BLOCK.findall(doc or "")):
                 yield pytest.param(block, id=f"{module}.{name}{f'-{i}' if i else ''}")
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_before(monkeypatch):
+    """What an example registers is gone after it."""
+    for registry in (FAMILIES, NETWORKS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.mark.filterwarnings("ignore:Overcomplete")

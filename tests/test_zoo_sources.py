@@ -646,7 +646,10 @@ def test_names_that_cannot_be_published(own, tmp_path):
 
 def test_list_loads_nothing_heavy(tree):
     """What makes it answer at once: of the packages that kerasae depends on, only these small ones, and what they need, are imported."""
-    code = "import sys; from kerasae.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; before = {*sys.modules}; from kerasae.cli import main\n"
+        "try: main()\nfinally: print(*{*sys.modules} - before, file=sys.stderr)"
+    )
     environment = {**os.environ, "KERASAE_ZOO": str(tree)}
     result = subprocess.run(
         [sys.executable, "-c", code, "zoo", "list"], env=environment, capture_output=True, text=True, check=True
