@@ -71,10 +71,11 @@ def export(
             measured and written to the manifest; no tolerance applies.
         calibration: examples from the training set, `(n, *input_shape)`, as the parts take them, on which `"int8_static"` measures the
             ranges of activations; up to 256 are used.
-        x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are used, or `batch_size`. Variants are measured
-            on up to 256 of them. Default: those of `calibration`, else random ones, from 0 to 1 where the model needs that, else
-            standard normal. For a model with several inputs both are a list, or a dict by the inputs' names; the first input is called
-            `x` in the bundle, the others keep their names.
+        x: real examples for the check, `(n, *input_shape)`, as the parts take them; 8 are used, or `batch_size`. Of a data frame the
+            columns are taken by name, where the model was trained on named ones. Variants are measured on up to 256 of them. Default:
+            those of `calibration`, else random ones, from 0 to 1 where the model needs that, else standard normal. For a model with
+            several inputs both are a list, or a dict by the inputs' names; the first input is called `x` in the bundle, the others keep
+            their names.
         tolerance: of the check, at least 0, relative to the largest value; LiteRT is allowed 10 times as much.
         replace: whether a bundle that `folder` holds, and nothing else, is replaced, once the new one is ready.
 
@@ -132,6 +133,11 @@ def export(
     )
     encoder = parts_as_asked(model)[0]
     variants = _check_variants(variants, formats, calibration)
+    own = getattr(model, "preparation", None)
+    columns = model._columns() if is_estimator and own is None else own and own.columns
+    x, calibration = (
+        checks.by_columns(given, columns, name) for given, name in ((x, "x"), (calibration, "calibration"))
+    )
     if calibration is not None:
         calibration = _spread(parity.check_inputs(model.arranged(calibration), encoder, "calibration"))
     are_given = x is not None or calibration is not None
@@ -165,7 +171,7 @@ def export(
                 "format_version": runtime.FORMAT_VERSION,
                 "family": metadata["family"],
                 "formats": list(formats),
-                "parts": [manifests.describe(part, formats) for part in parts],
+                "parts": [manifests.describe(part, formats, bundle) for part in parts],
                 **manifests.preparation(model, parts),
                 "score": score,
                 "examples": manifests.statistics(parts, many_examples) if are_given and not is_estimator else None,
@@ -205,7 +211,7 @@ def _examples_for(estimator, part, x):
     if x is None:
         x = estimator.made_up_examples(num_examples)
         return (x if part.preparation is None else part.preparation.stored(x)).astype(port.dtype)
-    x = np.asarray(x)
+    x = np.asarray(checks.plain(x))
     if port.dtype == "uint8" and x.dtype != np.uint8:
         raise ValueError(f"`x` must hold the bytes of images, as this estimator was fitted to. Received: {x.dtype}")
     x = x.astype(port.dtype)
@@ -262,18 +268,16 @@ def _write_parts(parts, formats, opset, metadata, variants, calibration, bundle)
         _logger.info("Writing the SavedModel")
         _write_saved_model(parts, functions, bundle / "saved_model")
     if "onnx" in formats:
-        import onnx
-
         ranges = dict.fromkeys(variant_files.PARTS, calibration)
         if calibration is not None:
             ranges["decoder"] = {"z": variant_files.first_output(parts[0], calibration)}
         for part in (part for part in parts if part.is_in("onnx")):
             _logger.info("Converting the %s to ONNX", part.name)
             converted = onnx_files.convert(part, functions[part.name], opset, metadata)
-            onnx.save(converted, bundle / f"{part.name}.onnx")
             for variant in variants if part.name in variant_files.PARTS else ():
                 lowered = variant_files.convert(converted, variant, part, metadata, ranges[part.name])
-                onnx.save(lowered, bundle / variant_files.file_name(part, variant))
+                onnx_files.save(lowered, bundle / variant_files.file_name(part, variant))
+            onnx_files.save(converted, bundle / f"{part.name}.onnx")
     if "litert" in formats:
         for part in (part for part in parts if part.is_in("litert")):
             _logger.info("Converting the %s to LiteRT", part.name)

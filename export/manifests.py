@@ -9,14 +9,19 @@ import numpy as np
 
 import kerasae
 from kerasae import writing
-from kerasae.export import parity
+from kerasae.export import onnx_files, parity
 from kerasae.export import variants as variant_files
 
 _PACKAGES = ("keras", "tensorflow", "numpy", "onnx", "tf2onnx", "onnxruntime", "onnxconverter-common", "ai-edge-litert")
 
 
-def describe(part, formats):
-    """A part's entry in the manifest."""
+def describe(part, formats, bundle):
+    """A part's entry in the manifest of a bundle, whose files are there; `data` is that of an ONNX file's large constants."""
+    onnx = None
+    if "onnx" in formats and part.is_in("onnx"):
+        onnx = {"file": f"{part.name}.onnx"}
+        if (bundle / (data := onnx_files.data_of(onnx["file"]))).exists():
+            onnx["data"] = data
     ports = {
         kind: [
             {**asdict(port), "shape": port.dims, "value_range": port.value_range and list(port.value_range)}
@@ -29,7 +34,7 @@ def describe(part, formats):
         "meaning": part.meaning,
         "saved_model": {"folder": "saved_model", "signature": part.signature} if "saved_model" in formats else None,
         "litert": {"file": f"{part.name}.tflite"} if "litert" in formats and part.is_in("litert") else None,
-        "onnx": {"file": f"{part.name}.onnx"} if "onnx" in formats and part.is_in("onnx") else None,
+        "onnx": onnx,
         **ports,
     }
 

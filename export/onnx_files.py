@@ -20,7 +20,7 @@ DEFAULT_OPSET = 21
 IR_VERSION = 10
 # tf2onnx writes opsets up to 18; newer ones are reached from 17 by onnx's own converter.
 _MAX_CONVERTED, _LIFTED_FROM = 18, 17
-# Constants from so many bytes on stay out of the conversion; a file that holds more than the second can't be written: protobuf's limit.
+# Constants from so many bytes on stay out of the conversion; more than the second go into a file of their own: protobuf's limit.
 _LARGE_BYTES, _MAX_BYTES = 2**20, 2**31 - 2**20
 
 _INSTEAD = {"Bitcast": "`keras.ops.argmax` and `argmin` are made of it, use `keras.ops.top_k(x, 1)`"}
@@ -40,19 +40,12 @@ def convert(part, function, opset, metadata):
 
     Raises:
         ExportError: where tf2onnx, onnx's version converter or its checker fail; names the part, and the operator if
-            it is one. Where the file would be larger than ONNX's 2 GiB; names the size.
+            it is one.
     """
     from onnx import version_converter
 
-    variables = function.get_concrete_function().variables
-    size = sum(_num_bytes(variable) for variable in variables)
-    if size > _MAX_BYTES:
-        raise ExportError(
-            f"The {part.name} holds {size / 2**30:.1f} GiB of constants, and an ONNX file takes at most 2. Make it smaller, or export with "
-            'formats=("saved_model",).'
-        )
     constants = {}
-    if any(_num_bytes(variable) >= _LARGE_BYTES for variable in variables):
+    if any(_num_bytes(variable) >= _LARGE_BYTES for variable in function.get_concrete_function().variables):
         function, constants = _without_large_variables(part)
     model = _converted(part, function, opset if opset <= _MAX_CONVERTED else _LIFTED_FROM)
     if opset > _MAX_CONVERTED:
@@ -64,6 +57,31 @@ def convert(part, function, opset, metadata):
             ) from error
     finish(model, part, metadata, {**_captured(function.get_concrete_function()), **constants})
     return model
+
+
+def save(model, path):
+    """Writes an ONNX file; the large constants of one beyond protobuf's 2 GiB go into `<name>.data` beside it, and out of the model."""
+    import onnx
+
+    if is_large(model):
+        onnx.save(model, path, save_as_external_data=True, location=data_of(path.name), size_threshold=_LARGE_BYTES)
+    else:
+        onnx.save(model, path)
+
+
+def is_large(model):
+    """Whether a model's constants don't fit into one ONNX file."""
+    import onnx
+
+    sizes = (
+        math.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer
+    )
+    return sum(sizes) > _MAX_BYTES
+
+
+def data_of(name):
+    """The name of the file with the large constants of an ONNX file, if it has one."""
+    return f"{name}.data"
 
 
 def finish(model, part, metadata, constants=None):

@@ -15,6 +15,8 @@ _OTHER_FLOATS = ("float16", "bfloat16", "float64")
 _RANDOM = ("Random", "Multinomial", "TruncatedNormal", "Stateful", "Rng", "Bernoulli")
 _CALL = "StatefulPartitionedCall"
 _BYTES = {"scaling": "pixels", "offset": (0.0,), "scale": (255.0,), "takes": "uint8"}
+# In the names of the operators that prepare examples, and give reconstructions back in the data's units.
+PREPARATION = "kerasae_preparation"
 _IN_UNITS = "in the units of the data that the model was trained on"
 
 
@@ -65,9 +67,11 @@ class Part:
         if self.preparation is None:
             return self.function.compute(*inputs)
         if self.takes_examples:
-            inputs = self.preparation.scaled(inputs[0]), *inputs[1:]
+            with tf.name_scope(PREPARATION):
+                inputs = self.preparation.scaled(inputs[0]), *inputs[1:]
         outputs = self.function.compute(*inputs)
-        return [self.preparation.restored(p.name, output) for p, output in zip(self.outputs, outputs, strict=True)]
+        with tf.name_scope(PREPARATION):
+            return [self.preparation.restored(p.name, output) for p, output in zip(self.outputs, outputs, strict=True)]
 
     def reference(self, *inputs):
         """The same as the model itself answers, and NumPy prepares: what the files are compared with."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasae.export import onnx_files, parity
-from kerasae.export.parts import ExportError
+from kerasae.export.parts import PREPARATION, ExportError
 
 VARIANTS = ("float16", "int8_dynamic", "int8_static")
 # The score sums hundreds of squares, which half precision can't, and `sample` is the decoder.
@@ -32,7 +32,7 @@ def convert(model, variant, part, metadata, examples):
         variant: `"float16"`: weights and arithmetic in half precision, except where a k-sparse model chooses its largest codes: of the
             rounded codes, exactly k are kept; `"int8_dynamic"`: the weights of dense layers as
             8-bit integers, one scale per output, activations quantised as they come; `"int8_static"`: all layers, with
-            the activations' ranges measured beforehand.
+            the activations' ranges measured beforehand. Examples are prepared in full precision: a table's own numbers may be large.
         part: `Part`.
         metadata: as in `onnx_files.convert`.
         examples: the part's inputs that the ranges are measured on, `{port: array}`; only for `"int8_static"`.
@@ -42,6 +42,10 @@ def convert(model, variant, part, metadata, examples):
     """
     import onnx
 
+    if onnx_files.is_large(model):
+        raise ExportError(
+            f"The {part.name} is larger than 2 GiB, which the tools that make {variant} don't take. Leave it out of `variants`."
+        )
     source = onnx.ModelProto()
     source.CopyFrom(model)
     try:
@@ -73,16 +77,21 @@ def _in_float16(model):
             if attribute.name == "to" and attribute.i == dtype
         ]
 
-    own = {name for name, _ in casts_to(onnx.TensorProto.FLOAT)}
-    selections = _selections(model.graph)
-    model = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=selections)
+    kept = _selections(model.graph) | _preparing(model.graph)
+    own = {name for name, _ in casts_to(onnx.TensorProto.FLOAT)} - kept
+    model = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
     # The tool takes the outputs of the model's own casts for float16, and leaves the casts as they are.
     for name, attribute in casts_to(onnx.TensorProto.FLOAT):
         if name in own:
             attribute.i = onnx.TensorProto.FLOAT16
-    if selections:
-        _share_casts(model.graph, selections)
+    if kept:
+        _share_casts(model.graph, kept)
     return model
+
+
+def _preparing(graph):
+    """Names of the nodes that prepare examples or give reconstructions back in the data's units."""
+    return {node.name for node in graph.node if PREPARATION in node.name}
 
 
 def _selections(graph):
@@ -106,7 +115,7 @@ def _selections(graph):
 
 
 def _share_casts(graph, in_float32):
-    """Leaves no rounding between nodes that stay in float32, and one cast of each tensor that several of them take."""
+    """Leaves no rounding between nodes that stay in float32, the graph's ports included, and one cast of each tensor that several take."""
     import onnx
 
     def casts(dtype):
@@ -118,6 +127,13 @@ def _share_casts(graph, in_float32):
 
     down, up = casts(onnx.TensorProto.FLOAT16), casts(onnx.TensorProto.FLOAT)
     exact = {name for node in graph.node if node.name in in_float32 for name in node.output}
+    exact |= {port.name for port in graph.input}
+    ports = {port.name: port for port in graph.output}
+    for node in graph.node:  # the tool lowers what such a node gives as an output of the graph, too
+        if node.output[0] in ports.keys() & down.keys():
+            del node.attribute[:], down[node.output[0]]
+            node.op_type = "Identity"
+            ports[node.output[0]].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     instead, first = {}, {}
     for output, source in up.items():
         instead[output] = down[source] if down.get(source) in exact else first.setdefault(source, output)
@@ -125,9 +141,7 @@ def _share_casts(graph, in_float32):
         for i, name in enumerate(node.input):
             node.input[i] = instead.get(name, name)
     for outputs in (up, down):  # in this order: the first set frees some of the second
-        used = {name for node in onnx_files.every_node(graph) for name in node.input} | {
-            port.name for port in graph.output
-        }
+        used = {name for node in onnx_files.every_node(graph) for name in node.input} | ports.keys()
         for node in [node for node in graph.node if node.output[0] in outputs.keys() - used]:
             graph.node.remove(node)
 
@@ -142,7 +156,8 @@ def _quantized(model, variant, part, examples):
             # Convolutions quantised so are 10 to 30 times slower: ONNX Runtime has no fast kernel for ConvInteger.
             quantization.quantize_dynamic(model, path, op_types_to_quantize=["MatMul"], per_channel=True)
         else:
-            quantization.quantize_static(model, path, _reader(part, examples), per_channel=True)
+            kept = list(_preparing(model.graph))
+            quantization.quantize_static(model, path, _reader(part, examples), per_channel=True, nodes_to_exclude=kept)
         return onnx.load(path)
 
 

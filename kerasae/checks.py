@@ -1,11 +1,14 @@
 """Checks of arguments: each raises a `ValueError` that names the expected and the received value and, if it can, the way out."""
 
 import difflib
+import logging
 import math
 import numbers
 import os
 
 import numpy as np
+
+_logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 4096
 _LARGEST = float(np.finfo("float32").max)
@@ -139,6 +142,24 @@ def plain(values):
         array = np.asarray(values)
         return values.to_numpy("float64", na_value=np.nan) if array.dtype == object else array
     return values
+
+
+def by_columns(values, columns, name):
+    """A data frame's columns in the order of `columns`, by their names; what names no columns, or is to have none, as it is.
+
+    Raises:
+        ValueError: if some are missing; further ones are left out, which is logged.
+    """
+    names = getattr(values, "columns", None)
+    if names is None or columns is None or not all(isinstance(column, str) for column in names):
+        return values
+    if missing := [column for column in columns if column not in names]:
+        raise ValueError(
+            f"`{name}` lacks columns that the model was trained on: {listed(missing, 20)}. It has: {listed(names, 20)}"
+        )
+    if others := [column for column in names if column not in columns]:
+        _logger.warning("`%s`: left out, as the model was not trained on them: %s", name, listed(others, 20))
+    return values[list(columns)]
 
 
 def not_negative(values, name):

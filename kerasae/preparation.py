@@ -241,6 +241,11 @@ class Preparation:
         return f"{what} of shape {self.shape}, {ways[self.scaling]}"
 
     @property
+    def changes_nothing(self):
+        """Whether examples are the stored values: numbers as they are, or floats in [0, 1]."""
+        return self.takes != "uint8" and (self.scaling == "none" or (self.scaling == "pixels" and self.scale == (1.0,)))
+
+    @property
     def color(self):
         """What photos have to become, `"grey"` or `"rgb"`; None where examples are no photos."""
         if len(self.shape) != 3 or (self.scaling != "pixels" and self.takes != "uint8"):
@@ -287,6 +292,26 @@ def lost_digits(offset, scale, columns=None, most=NOTICEABLE):
     offsets = np.broadcast_to(np.ravel(offset), errors.shape)
     worst = [i for i in np.argsort(-errors, kind="stable") if errors[i] > most]
     return {names[i]: (float(offsets[i]), float(errors[i])) for i in worst}
+
+
+def check_unscaled(values, columns, how):
+    """Raises where numbers that are not scaled lose digits in the float32 that models compute in.
+
+    Args:
+        values: `(n, ...)`, in any type; NaN is left out.
+        columns: names, or None.
+        how: they could be scaled, for the message.
+    """
+    if np.can_cast(values.dtype, "float32"):  # there are none to lose
+        return
+    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    # Of a constant column none matter.
+    spread = np.where(high > low, np.nanstd(values, axis=0, dtype="float64"), np.inf)
+    if lost := lost_digits(np.nanmean(values, axis=0, dtype="float64"), spread, columns, TOO_MUCH):
+        raise ValueError(
+            f"Models compute in float32, which loses digits of {len(lost)} columns that aren't scaled: {in_words(lost)}. Let them be "
+            f"scaled ({how}), or subtract a constant first, such as the first day of a time."
+        )
 
 
 def in_words(lost):

@@ -11,13 +11,14 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 FORMAT, FORMAT_VERSION = "kerasae-bundle", 1
-_PORT = {"name": str, "shape": [(int, str)], "dtype": str}
+_PORT = {"name": str, "shape": [(int, str)], "dtype": str, "value_range?": (list, type(None))}
 _MANIFEST = {
     "format": str,
     "format_version": int,
     "family": str,
     "files": {str: {"sha256": str, "bytes": int}},
     "parts": [{"name": str, "inputs": [_PORT], "outputs": [_PORT], "onnx": (dict, type(None))}],
+    "preparation?": (dict, type(None)),
 }
 _MAX_JSON_BYTES = 64 * 2**20
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names, where NumPy has others
@@ -90,7 +91,24 @@ class Bundle:
 
     def open(self, part, **options):
         """A part of the bundle, such as `"encoder"` or `"score"`, as an `OnnxFunction`, which takes the other options."""
-        return OnnxFunction(self.read(self.entry(part)["onnx"]["file"]), **options)
+        entry = self.entry(part)
+        data = entry["onnx"].get("data")
+        stated = {
+            "ranges": self._ranges(entry),
+            "divisor": self._divisor(entry),
+            "data": data and {data: self.read(data)},
+        }
+        return OnnxFunction(self.read(entry["onnx"]["file"]), **stated, **options)
+
+    def _ranges(self, part):
+        return {port["name"]: port["value_range"] for port in part["inputs"] if port.get("value_range")}
+
+    def _divisor(self, part):
+        """What bytes are to be divided by before they go in, 1 where the graph does what must be done; None if it isn't said."""
+        preparation = self.manifest.get("preparation")
+        if preparation is None or part["inputs"][0]["name"] != "x":
+            return None
+        return 255 if any("divided by 255" in step for step in preparation.get("before") or ()) else 1
 
 
 def files_of(folder):
@@ -109,22 +127,31 @@ class OnnxFunction:
         threads: that one run uses; they don't spin while they wait, which would take time from other processes. Default: ONNX
             Runtime's choice, one per core.
         providers: of ONNX Runtime, such as `("CUDAExecutionProvider", "CPUExecutionProvider")`. Default: the CPU.
+        ranges: `{input: (lowest, highest)}`, where they are known; whole numbers beyond, and what looks like 8-bit images where it is
+            (0, 1), are refused.
+        divisor: of bytes that images are given as where the file takes real numbers. Default: unknown, and they are refused.
+        data: `{name: bytes}` of another file that holds its large weights. Default: all lie in `content`.
 
     Attributes:
         content: as given.
         inputs, outputs: lists of ports, `{"name", "shape", "dtype"}`. Free sizes in a shape are strings.
     """
 
-    def __init__(self, content, threads=None, providers=("CPUExecutionProvider",)):
+    def __init__(
+        self, content, threads=None, providers=("CPUExecutionProvider",), ranges=None, divisor=None, data=None
+    ):
         import onnxruntime
 
-        _check_onnx(memoryview(content))
+        _check_onnx(memoryview(content), data or ())
         options = onnxruntime.SessionOptions()
+        if data:
+            names, contents = list(data), list(data.values())
+            options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.content = content
+        self.content, self._ranges, self._divisor = content, ranges or {}, divisor
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=list(providers))
         except Exception as error:  # ONNX Runtime has exceptions of its own
@@ -151,7 +178,10 @@ class OnnxFunction:
             raise ValueError(
                 f"The inputs are {[port['name'] for port in self.inputs]}. Received {len(arrays)} without a name, and {sorted(named)}"
             )
-        inputs = {port["name"]: _as_port(given[port["name"]], port) for port in self.inputs}
+        inputs = {
+            port["name"]: _as_port(given[port["name"]], port, self._ranges.get(port["name"]), self._divisor)
+            for port in self.inputs
+        }
         counts = {len(array) for array in inputs.values()}
         if len(counts) > 1:
             raise ValueError(f"The inputs must hold equally many examples. Received: {sorted(counts)}")
@@ -256,12 +286,17 @@ def _check_manifest(manifest):
             raise ValueError(f"it names a file outside the bundle, {name!r}")
         if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
             raise ValueError(f"the SHA-256 of {name} is {entry['sha256']!r}")
+    for port in (port for part in manifest["parts"] for port in part["inputs"]):
+        if (bounds := port.get("value_range")) and [type(b) in (int, float) for b in bounds] != [True, True]:
+            raise ValueError(f"the range of {port['name']} is {_short(bounds)}")
     for part in manifest["parts"]:
-        if part["onnx"] and part["onnx"].get("file") not in [*manifest["files"]]:
-            raise ValueError(f"{part['name']} is in {part['onnx'].get('file')!r}, which is not among its files")
+        for name in {"file": None, **part["onnx"]}.values() if part["onnx"] else ():
+            if name not in [*manifest["files"]]:
+                raise ValueError(f"{part['name']} is in {name!r}, which is not among its files")
 
 
-# Where tensors stand in an ONNX file: `{message: {number of a field: message within it}}`. A tensor's 13 and 14 are of other files.
+# Where tensors stand in an ONNX file: `{message: {number of a field: message within it}}`. A tensor's 13 and 14 are of other files: 13 is
+# a key and its value, such as b"location" and a file's name.
 _ONNX_FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -270,18 +305,23 @@ _ONNX_FIELDS = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {},
+    "tensor": {13: "elsewhere"},
+    "elsewhere": {},
 }
 
 
-def _check_onnx(content):
-    """Raises on a file whose weights lie in other files: ONNX Runtime would read them from wherever the file says."""
+def _check_onnx(content, files=()):
+    """Raises on a file whose weights lie in other files than these: ONNX Runtime would read them from wherever the file says."""
     todo = [("model", content)]
     try:
         while todo:
             kind, message = todo.pop()
+            if kind == "elsewhere":
+                entry = {number: bytes(value) for number, value in _fields(message) if not isinstance(value, int)}
+                if entry.get(1) == b"location" and entry.get(2) not in [name.encode() for name in files]:
+                    raise ValueError("An ONNX file whose weights lie in another file is not opened.")
             for number, value in _fields(message):
-                if kind == "tensor" and (number == 13 or (number == 14 and value != 0)):
+                if kind == "tensor" and not files and (number == 13 or (number == 14 and value != 0)):
                     raise ValueError("An ONNX file whose weights lie in another file is not opened.")
                 if number in _ONNX_FIELDS[kind] and not isinstance(value, int):
                     todo.append((_ONNX_FIELDS[kind][number], value))
@@ -322,8 +362,8 @@ def _port(port):
     return {"name": port.name, "shape": list(port.shape), "dtype": _DTYPES.get(kind, kind)}
 
 
-def _as_port(values, port):
-    """An array in a port's type, if it fits."""
+def _as_port(values, port, value_range, divisor):
+    """An array in a port's type, if it fits; arguments as of `OnnxFunction`."""
     array = np.asarray(values)
     shape = port["shape"]
     if array.ndim != len(shape) or any(
@@ -332,6 +372,23 @@ def _as_port(values, port):
         raise ValueError(f"`{port['name']}` must have the shape {tuple(shape)}. Received: {array.shape}")
     if not np.can_cast(array.dtype, port["dtype"], "same_kind"):
         raise ValueError(f"`{port['name']}` must be of type {port['dtype']}. Received: {array.dtype}")
+    is_float = port["dtype"].startswith("float")
+    if is_float and array.dtype == np.uint8 and array.ndim > 2 and divisor is None:
+        raise ValueError(
+            f"`{port['name']}` takes {port['dtype']}, and nothing says what bytes are to be divided by. Pass the numbers that the model "
+            "was trained on, such as images / np.float32(255)."
+        )
+    if is_float and array.dtype == np.uint8 and divisor == 255:
+        array = array / np.float32(255)
+    elif is_float and value_range and array.size:
+        low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)
+        is_whole, is_unit = array.dtype.kind in "iu", list(value_range) == [0, 1]
+        # Noise takes an image in [0, 1] a little above; so far above, with nothing below 0, it is of 8 bits.
+        if (is_whole and (low < value_range[0] or high > value_range[1])) or (is_unit and low >= 0 and high > 2):
+            hint = " Divide 8-bit images by 255." if is_unit and high <= 255 else ""
+            raise ValueError(
+                f"`{port['name']}` takes values from {value_range[0]:g} to {value_range[1]:g}. Received: {low:g} to {high:g}.{hint}"
+            )
     return array.astype(port["dtype"], copy=False)
 
 

@@ -21,8 +21,9 @@ from keras import layers
 from scipy import stats
 from tensorflow.core.protobuf import saved_model_pb2
 
-from kerasae import builders
+from kerasae import builders, runtime, tasks
 from kerasae.export import ExportError, export, litert_files, onnx_files, page, parity
+from kerasae.export.clients import run as client
 from kerasae.models import Autoencoder, VariationalAutoencoder
 
 SHAPE = (9, 7, 2)
@@ -532,10 +533,32 @@ def test_large_constants_stay_out_of_the_conversion(hidden, shape, stored, opera
     np.testing.assert_allclose(run_onnx(tmp_path / "bundle/encoder.onnx", x)[0], model.encode(x), atol=1e-5)
 
 
-def test_what_no_onnx_file_can_hold_is_refused_by_its_size(vae, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_files, "_MAX_BYTES", 1000)
-    with pytest.raises(ExportError, match=r"encoder holds .* GiB of constants, and an ONNX file takes at most 2"):
-        export(vae, tmp_path / "bundle", ["onnx"])
+def test_large_constants_of_more_than_2_gib_lie_in_a_file_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "_MAX_BYTES", 8000)
+    monkeypatch.setattr(onnx_files, "_LARGE_BYTES", 500)
+    model, folder = build("undercomplete"), tmp_path / "bundle"
+    manifest = export(model, folder, ["onnx"], x=(x := np.random.default_rng(0).random((9, *SHAPE), dtype="float32")))
+    assert manifest["parts"][0]["onnx"] == {"file": "encoder.onnx", "data": "encoder.onnx.data"}
+    assert {"encoder.onnx.data", "score.onnx.data"} <= set(manifest["files"])
+    assert (folder / "encoder.onnx").stat().st_size < 4000 < (folder / "encoder.onnx.data").stat().st_size
+    expected = model.encode(x)
+    np.testing.assert_allclose(run_onnx(folder / "encoder.onnx", x)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(runtime.Bundle(folder).open("encoder")(x)["z"], expected, atol=1e-5)
+    np.testing.assert_allclose(client.load(folder)["encoder"](x=x)["z"], expected, atol=1e-5)
+    with pytest.raises(ExportError, match="larger than 2 GiB, which the tools that make float16 don't take"):
+        export(model, tmp_path / "lower", ["onnx"], variants=["float16"])
+    with pytest.raises(ValueError, match="weights lie in another file is not opened"):
+        tasks.SearchIndex(folder)
+    # Only the file that the manifest lists, whose hash is right, and from within the bundle.
+    content = bytearray((folder / "encoder.onnx.data").read_bytes())
+    content[100] ^= 1
+    (folder / "encoder.onnx.data").write_bytes(content)
+    for opened in (lambda: runtime.Bundle(folder).open("encoder"), lambda: client.load(folder)):
+        with pytest.raises(ValueError, match=r"encoder.onnx.data is not the file that was exported: its SHA-256"):
+            opened()
+    elsewhere = (folder / "score.onnx").read_bytes().replace(b"score.onnx.data", b"../score.x.data")
+    with pytest.raises(ValueError, match="weights lie in another file is not opened"):
+        runtime.OnnxFunction(elsewhere, data={"score.onnx.data": (folder / "score.onnx.data").read_bytes()})
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -263,5 +263,75 @@ def test_a_damaged_preparation_is_refused(damage):
         Preparation.from_dict({**of_table().to_dict(), **damage})
 
 
-def test_old_models_have_none():
-    assert kerasae.zoo.load("undercomplete-dense-digits").preparation is None
+@pytest.mark.usefixtures("unchecked")
+def test_a_model_of_the_zoo_knows_what_its_recipe_did(tmp_path, digits):
+    model = kerasae.zoo.load("undercomplete-dense-digits")
+    assert model.preparation == Preparation("images", (8, 8, 1), "pixels")
+    manifest = export(model, tmp_path / "bundle", "onnx")
+    assert manifest["preparation"]["before"] == ["divided by 255 where pixels are bytes"]
+    photos = np.rint(255 * digits[1][:5]).astype("uint8")
+    expected = model.encode(photos / np.float32(255))
+    np.testing.assert_allclose(Bundle(tmp_path / "bundle").open("encoder")(photos)["z"], expected, atol=1e-5)
+    # The file itself, of an earlier version, holds none.
+    file = kerasae.zoo.download("undercomplete-dense-digits")["model.keras"]
+    assert keras.saving.load_model(file).preparation is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "scale", "takes"),
+    [((101325.25, 830.7, 13.0, 0.1), (30000.0, 100.0, 0.8, 1.0), "float32"), (OFFSET, SCALE, "float64")],
+    ids=["float32", "float64"],
+)
+def test_lower_precision_computes_from_the_columns_own_numbers(offset, scale, takes, tmp_path, monkeypatch):
+    pytest.importorskip("onnxconverter_common", reason="needs the extra kerasae[float16]")
+    monkeypatch.setattr(parity, "replay", lambda *_: {("onnx", "encoder", 1): {}})
+    monkeypatch.setattr(parity, "compare", lambda *_: [{"relative_difference": 0.0}])
+    monkeypatch.setattr("kerasae.export.manifests.measure_variants", lambda *_: None)
+    model = model_of(of_table(offset, scale), likelihood="gaussian", variance="predicted")
+    values = rows(100, offset, scale).astype(takes)
+    variants = ("float16", "int8_dynamic", "int8_static")
+    export(model, tmp_path / "bundle", "onnx", variants=variants, calibration=values)
+    x = ((values - np.asarray(offset)) / scale).astype("float32")
+    z, made = model.encode(x), model.predict(x, verbose=0)
+    # Of the largest answer: what half precision and 8 bits round, and no more.
+    for variant, most in zip(variants, (2e-3, 0.05, 0.09), strict=True):
+        codes = run(tmp_path / "bundle", f"encoder.{variant}", values)["z_mean"]
+        assert np.abs(codes - z).max() < most * np.abs(z).max()
+        answer = run(tmp_path / "bundle", f"autoencoder.{variant}", values)["reconstruction"]
+        assert answer.dtype == takes
+        assert np.abs((answer - offset) / scale - made).max() < most * np.abs(made).max()
+        decoded = run(tmp_path / "bundle", f"decoder.{variant}", z)
+        expected = model.decoder(z)[1].numpy() + 2 * np.log(scale)
+        np.testing.assert_allclose(decoded["log_variance"], expected, atol=most * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_data_frame_goes_in_by_its_columns_names(table, tmp_path, caplog, monkeypatch):
+    given = []
+    own = parity.batches
+    monkeypatch.setattr(parity, "batches", lambda parts, x: given.append(x["x"]) or own(parts, x))
+    model, values = table[0], rows(8)
+    frame = pd.DataFrame(values, columns=COLUMNS)
+    export(model, tmp_path / "one", "onnx", x=frame[list(COLUMNS[::-1])])
+    np.testing.assert_array_equal(given[0], values)
+    export(model, tmp_path / "more", "onnx", x=frame.assign(id=1)[["id", *COLUMNS[::-1]]])
+    np.testing.assert_array_equal(given[1], values)
+    assert "`x`: left out, as the model was not trained on them: id" in caplog.text
+    with pytest.raises(
+        ValueError, match="`x` lacks columns that the model was trained on: unix. It has: pressure, number, v"
+    ):
+        export(model, tmp_path / "less", "onnx", x=frame.drop(columns="unix"))
+    reducer = tasks.Reducer("linear", epochs=1, random_state=0).fit(frame)
+    export(reducer, tmp_path / "estimator", "onnx", x=frame[list(COLUMNS[::-1])])
+    np.testing.assert_array_equal(given[2], values)
+
+
+def test_an_estimator_that_scales_nothing_loses_no_digits_in_silence():
+    frame = pd.DataFrame(rows(40), columns=COLUMNS).assign(constant=1.7e9)
+    options = {"scaling": None, "epochs": 1, "random_state": 0}
+    with pytest.raises(
+        ValueError, match=r"of 3 columns that aren't scaled: 'unix' \(around 1[67]\d+, .*scaling=\"standard\""
+    ):
+        tasks.Reducer("linear", **options).fit(frame)
+    tasks.Reducer("linear", **options).fit(frame[["v", "constant"]])
+    tasks.Reducer("linear", **options).fit(rows(40).astype("float32"))

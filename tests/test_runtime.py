@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import onnx
 import pytest
 
 from kerasae import builders, runtime, tasks
 from kerasae.export import bulk, export
+from kerasae.export.clients import run as client
+from kerasae.preparation import Preparation
 
 SHAPE = (8, 8, 1)
 
@@ -89,6 +92,57 @@ def test_floats_are_not_cut_to_bytes(x, tmp_path):
     assert encode((255 * x).astype("uint8"))["z"].shape == (len(x), 2)
     with pytest.raises(ValueError, match="must be of type uint8. Received: float32"):
         encode(x)
+
+
+def bytes_of(x):
+    return np.rint(255 * x).astype("uint8")
+
+
+def test_bytes_are_divided_as_the_manifest_says(model, x, tmp_path):
+    prepared = keras.models.clone_model(model)
+    prepared.preparation = Preparation("images", SHAPE, "pixels")
+    export(prepared, tmp_path / "bundle", "onnx")
+    encode = runtime.Bundle(tmp_path / "bundle").open("encoder")
+    expected = encode(bytes_of(x) / np.float32(255))["z_mean"]
+    np.testing.assert_array_equal(encode(bytes_of(x))["z_mean"], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (bytes_of, "`x` takes float32, and nothing says what bytes are to be divided by"),
+        (
+            lambda x: bytes_of(x).astype("int64"),
+            r"`x` takes values from 0 to 1. Received: 0 to 255. Divide 8-bit images by 255",
+        ),
+        (lambda x: 255 * x, "Received: 0 to 255. Divide"),
+        (lambda x: np.rint(x).astype(int) - 1, "Received: -1 to 0"),
+    ],
+    ids=["bytes", "int64", "float", "negative"],
+)
+def test_images_that_are_not_scaled_are_refused(folder, x, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        runtime.Bundle(folder).open("encoder")(change(x))
+    if change is bytes_of:
+        with pytest.raises(ValueError, match=message):
+            tasks.SearchIndex(folder).add(change(x))
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"inputs": {"x": change(x)[:2].tolist()}}))
+    with pytest.raises(ValueError, match="x takes float32 from 0 to 1. Received"):
+        client.main(folder, request)
+
+
+def test_a_little_noise_and_the_numbers_of_tables_go_in(folder, x):
+    assert np.isfinite(runtime.Bundle(folder).open("encoder")(x + np.float32(0.3))["z_mean"]).all()
+    assert np.isfinite(runtime.Bundle(folder).open("decoder")(np.ones((2, 3), "uint8"))["reconstruction"]).all()
+
+
+def test_the_client_cuts_no_fractions_to_bytes(x, tmp_path):
+    export(builders.undercomplete(SHAPE, 2), tmp_path / "bundle", "onnx", image_input="uint8")
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"inputs": {"x": x[:2].tolist()}}))
+    with pytest.raises(ValueError, match="x takes uint8 from 0 to 255. Received: 0 to 1"):
+        client.main(tmp_path / "bundle", request)
 
 
 def test_it_runs_where_there_is_nothing_but_numpy_and_onnx_runtime(folder):

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kerasae import untrusted
-from kerasae.runs import recipes
+from kerasae.runs import examples, recipes
 from kerasae.zoo import indexes, sources
 from kerasae.zoo.indexes import FACTS
 
@@ -50,7 +50,7 @@ def describe(model_id, source=None):
     """
     origin = _origin(model_id, source)
     facts = untrusted.json(origin.path(model_id, "metrics.json"), FACTS)
-    return {**facts, "recipe": recipes.read(origin.path(model_id, "recipe.toml")).model_dump()}
+    return {**facts, "recipe": _recipe(origin, model_id).model_dump()}
 
 
 def card(model_id, source=None):
@@ -94,7 +94,8 @@ def load(model_id, source=None):
         model_id, source: one of the ids that `list_models(source=source)` gives.
 
     Returns:
-        The model, not compiled: `encode`, `decode` and `predict` work at once; `compile` it to train on.
+        The model, not compiled: `encode`, `decode` and `predict` work at once; `compile` it to train on. Its `preparation` says what its
+        recipe did to the data, such as images to [0, 1].
 
     Raises:
         ValueError: as `download`, and if a newer kerasae made the model, or Keras can't read it.
@@ -124,13 +125,21 @@ def load(model_id, source=None):
         # Errors, because Keras only warns where it keeps fresh weights for want of saved ones.
         with warnings.catch_warnings():
             warnings.filterwarnings("error", category=UserWarning, module=r"keras\.")
-            return keras_internals.load_model_safely(path)
+            model = keras_internals.load_model_safely(path)
     except Exception as error:
         # Keras raises anything from KeyError to its own, so that only the message tells them apart.
         raise ValueError(
             f"{model_id!r} is the file that was published, but Keras {keras.__version__} can't load it (it was saved by Keras "
             f"{entry.keras}): {error}"
         ) from error
+    # Files of earlier versions don't hold it.
+    if getattr(model, "preparation", model) is None and _recipe(origin, model_id).data.path is None:
+        model.preparation = examples.of_dataset(model.encoder.inputs[0].shape[1:])
+    return model
+
+
+def _recipe(origin, model_id):
+    return recipes.read(origin.path(model_id, "recipe.toml"))
 
 
 def _origin(model_id, source):

@@ -18,21 +18,27 @@ async function load(bundle) {
   const manifest = JSON.parse(readFileSync(join(bundle, "manifest.json"), "utf8"));
   const parts = {};
   for (const part of manifest.parts.filter((part) => part.onnx)) {
+    if (part.onnx.data) throw new Error(`${part.name} is larger than 2 GiB: run it in Python.`);
     const content = readFileSync(join(bundle, part.onnx.file));
     if (createHash("sha256").update(content).digest("hex") !== manifest.files[part.onnx.file].sha256) {
       throw new Error(`${part.onnx.file} is not the file that was exported: its SHA-256 is different.`);
     }
     const session = await ort.InferenceSession.create(new Uint8Array(content));
     parts[part.name] = (inputs) =>
-      session.run(Object.fromEntries(part.inputs.map((port) => [port.name, tensor(inputs[port.name], port.dtype)])));
+      session.run(Object.fromEntries(part.inputs.map((port) => [port.name, tensor(inputs[port.name], port)])));
   }
   return parts;
 }
 
-function tensor(nested, dtype) {
-  const shape = [];
+// Refuses fractions where a port takes whole numbers, and 8-bit images where it takes them from 0 to 1.
+function tensor(nested, { name, dtype, value_range: range }) {
+  const shape = [], given = nested.flat(Infinity), values = ARRAYS[dtype].from(given);
   for (let level = nested; Array.isArray(level); level = level[0]) shape.push(level.length);
-  return new ort.Tensor(dtype, ARRAYS[dtype].from(nested.flat(Infinity)), shape);
+  const fits = dtype.includes("int")
+    ? values.every((value, i) => value === given[i])
+    : !range || given.some((value) => value < 0) || given.every((value) => !(value > 2 * range[1])); // noise takes an image a little beyond
+  if (!fits) throw new Error(`${name} takes ${dtype}${range ? ` from ${range[0]} to ${range[1]}` : ""}: received other values.`);
+  return new ort.Tensor(dtype, values, shape);
 }
 
 function nested(values, shape) {

@@ -24,19 +24,41 @@ def load(bundle):
 
 
 def runner(bundle, part, manifest):
-    name = part["onnx"]["file"]
-    content = (bundle / name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
-        raise ValueError(f"{bundle / name} is not the file that was exported: its SHA-256 is different.")
-    session = onnxruntime.InferenceSession(content)
-    dtypes = {port["name"]: port["dtype"] for port in part["inputs"]}
+    contents = {name: (bundle / name).read_bytes() for name in part["onnx"].values()}
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
+            raise ValueError(f"{bundle / name} is not the file that was exported: its SHA-256 is different.")
+    graph, options = contents.pop(part["onnx"]["file"]), onnxruntime.SessionOptions()
+    if contents:  # weights of more than 2 GiB lie in a file of their own
+        lengths = [len(content) for content in contents.values()]
+        options.add_external_initializers_from_files_in_memory([*contents], [*contents.values()], lengths)
+    session = onnxruntime.InferenceSession(graph, options)
+    ports = {port["name"]: port for port in part["inputs"]}
     names = [port["name"] for port in part["outputs"]]
 
     def run(**inputs):
-        arrays = {key: np.asarray(value, dtypes[key]) for key, value in inputs.items()}
+        arrays = {key: as_port(value, ports[key]) for key, value in inputs.items()}
         return dict(zip(names, session.run(names, arrays), strict=True))
 
     return run
+
+
+def as_port(values, port):
+    """An array in a port's type. Refuses fractions where it takes whole numbers, and 8-bit images where it takes them from 0 to 1."""
+    given = np.asarray(values)
+    array = given.astype(port["dtype"])
+    low, high = port["value_range"] or (-np.inf, np.inf)
+    if array.dtype.kind in "iu":
+        fits = np.array_equal(array, given)
+    elif given.dtype.kind in "iu":
+        fits = not array.size or (array.min() >= low and array.max() <= high)
+    else:  # noise takes an image a little beyond
+        fits = not array.size or not (array.min() >= 0 and array.max() > 2 * high)
+    if not fits:
+        raise ValueError(
+            f"{port['name']} takes {port['dtype']} from {low:g} to {high:g}. Received: {given.min():g} to {given.max():g}"
+        )
+    return array
 
 
 def main(bundle, request=None):

@@ -37,10 +37,16 @@ class Detector:
         self.preparation = self.facts["preparation"]
         self.shape = tuple(self.preparation["shape"])
         manifest = json.loads((folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
-        content = (folder / "bundle" / "score_samples.onnx").read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["files"]["score_samples.onnx"]["sha256"]:
-            raise ValueError(f"{folder} is damaged: score_samples.onnx is not the file that was exported.")
-        self.session = onnxruntime.InferenceSession(content)
+        contents = {}
+        for name in (name for part in manifest["parts"] if part["onnx"] for name in part["onnx"].values()):
+            contents[name] = (folder / "bundle" / name).read_bytes()
+            if hashlib.sha256(contents[name]).hexdigest() != manifest["files"][name]["sha256"]:
+                raise ValueError(f"{folder} is damaged: {name} is not the file that was exported.")
+        graph, options = contents.pop("score_samples.onnx"), onnxruntime.SessionOptions()
+        if contents:  # weights of more than 2 GiB lie in a file of their own
+            lengths = [len(content) for content in contents.values()]
+            options.add_external_initializers_from_files_in_memory([*contents], [*contents.values()], lengths)
+        self.session = onnxruntime.InferenceSession(graph, options)
         self.dtype = {"tensor(uint8)": "uint8", "tensor(double)": "float64"}.get(
             self.session.get_inputs()[0].type, "float32"
         )

@@ -88,7 +88,8 @@ def run(
     bundle, output = Path(bundle).resolve(), Path(output).resolve()
     opened = runtime.Bundle(bundle)
     checked = parquet.part_of(opened, part)
-    opened.read(checked["onnx"]["file"])  # raises if it was changed
+    for name in checked["onnx"].values():
+        opened.read(name)  # raises if it was changed
     tasks = _tasks(inputs, output)
     try:
         writing.writable(output, "output")

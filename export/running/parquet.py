@@ -96,7 +96,7 @@ def part_of(bundle, name):
         raise ValueError(
             f"Bulk runs take one input, and the {name} of this bundle takes {[port['name'] for port in part['inputs']]}."
         )
-    sha256 = bundle.manifest["files"][part["onnx"]["file"]]["sha256"]
+    sha256 = "+".join(bundle.manifest["files"][name]["sha256"] for name in part["onnx"].values())
     # Bundles of before ports said so hold NaN for missing values where they are an imputer's.
     takes_nan = part["inputs"][0].get("missing", bundle.manifest["family"] == "Imputer")
     columns = (bundle.manifest.get("preparation") or {}).get("columns") if part["inputs"][0]["name"] == "x" else None

@@ -86,7 +86,7 @@ def open_model(name):
     if not isinstance(model, models.Autoencoder):
         raise ValueError(f"{name} holds a {type(model).__name__}, and not an autoencoder of kerasae.")
     model.compile()  # `evaluate` asks for it; nothing is trained
-    if model.preparation is None and recipe is not None:  # files of earlier versions don't hold it
+    if model.preparation is None and is_file and recipe is not None:  # files of earlier versions don't hold it
         if recipe.data.path is None:
             model.preparation = examples.of_dataset(model.encoder.inputs[0].shape[1:])
         elif facts is not None:

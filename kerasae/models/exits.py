@@ -39,10 +39,10 @@ class Exits(keras.Model):
         if input_signature is None:
             inputs = self.call_inputs()
             input_signature = [inputs if len(inputs) > 1 else inputs[0]]
-        if getattr(self, "preparation", None) is not None:
+        if (prepared := getattr(self, "preparation", None)) is not None and not prepared.changes_nothing:
             _logger.warning(
                 "Keras exports what `call` computes, from prepared examples: %s. kerasae.export.export(model, folder) takes raw ones.",
-                self.preparation.describe(),
+                prepared.describe(),
             )
         super().export(filepath, format, verbose=verbose, input_signature=input_signature, **kwargs)
         if format == "onnx":

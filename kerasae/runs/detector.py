@@ -21,9 +21,9 @@ _IMAGE_SIZE = (64, 64)  # where the photos have none in common
 _ROWS_AT_ONCE = 256
 # Defaults of tasks.AnomalyDetector, which can't be asked before TensorFlow is imported; the references of images and of tables.
 _MAX_SAMPLES, _NUM_REFERENCES = 6400, (4000, 20_000)
-# What fitting and exporting take at most: copies of the training examples, of an epoch's rows and of the references; and TensorFlow.
-_COPIES, _BASE_BYTES = (2.5, 2.5, 7.0), 800 * 2**20
-_MAX_ONNX_BYTES = 2**31
+# What fitting and exporting take at most: copies of the training examples, of an epoch's rows, of the references and of the weights (with
+# Adam's state, gradients, and the files of all that); the weights of dense networks of images and tables, per feature; and TensorFlow.
+_COPIES, _WEIGHTS, _BASE_BYTES = (2.5, 2.5, 7.0, 10.0), (2 * 256, 2 * 64), 800 * 2**20
 _NUM_SHOWN = 10
 _CHECKPOINT = ".checkpoint-detector"  # where an unfinished fit keeps what it needs to go on
 _SECONDS_BETWEEN_STATES = 30
@@ -75,17 +75,12 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
 
 
 def _check_memory(data, num_train, shape, max_samples, n_references):
-    """Raises where fitting and exporting would not fit into the free memory, or the references not into an ONNX file."""
+    """Raises where fitting and exporting would not fit into the free memory."""
+    is_table = len(shape) == 1
     if n_references is None:
-        n_references = _NUM_REFERENCES[len(shape) == 1]
+        n_references = _NUM_REFERENCES[is_table]
     n_references = min(checks.positive_int(n_references, "n_references"), num_train)
-    row = 4 * math.prod(shape)
-    if n_references * row >= _MAX_ONNX_BYTES:
-        raise ValueError(
-            f"{n_references:,} references of {tuple(shape)} take {n_references * row / 2**30:.1f} GiB, and an ONNX file holds at most 2. "
-            f"Take smaller images (--image-size), or --set n_references={_MAX_ONNX_BYTES // row * 9 // 10}."
-        )
-    rows = zip(_COPIES, (num_train, max_samples, n_references), strict=True)
+    rows = zip(_COPIES, (num_train, min(max_samples, num_train), n_references, _WEIGHTS[is_table]), strict=True)
     copies = sum(copies * num for copies, num in rows) / num_train
     checks.memory((num_train, *shape), "float32", f"Fitting to {data}", copies, _BASE_BYTES)
 

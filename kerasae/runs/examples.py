@@ -42,7 +42,7 @@ def load(recipe, data_dir=None, unit_interval=None):
     """
     from kerasae import checks
     from kerasae.data import datasets, files
-    from kerasae.preparation import Preparation
+    from kerasae.preparation import Preparation, check_unscaled
     from kerasae.runs import recipes
 
     source = recipe.data
@@ -60,7 +60,7 @@ def load(recipe, data_dir=None, unit_interval=None):
             unit_interval = model.likelihood.support == (0.0, 1.0)
         preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval))
         if source.scaling == "none":
-            _check_digits(read, indices[0])
+            check_unscaled(values[indices[0]], read.columns, "--scaling standard")
         checks.memory(values.shape, "float32", source.path)
         train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
         facts = {"fingerprint": read.fingerprint}
@@ -87,18 +87,6 @@ def of_dataset(shape):
     from kerasae.preparation import Preparation
 
     return Preparation("images", shape, "pixels")
-
-
-def _check_digits(read, train):
-    """Raises where numbers that aren't scaled lose digits in the float32 that models compute in."""
-    from kerasae import preparation
-
-    lost = preparation.Preparation.fit(read, train, "standard").lost_digits(most=preparation.TOO_MUCH)
-    if lost:
-        raise ValueError(
-            f"Models compute in float32, which loses digits of {len(lost)} columns that aren't scaled: {preparation.in_words(lost)}. Let "
-            "them be scaled (--scaling standard), or subtract a constant first, such as the first day of a time."
-        )
 
 
 def binarized(x, seed=0):

@@ -165,8 +165,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         self.estimators_, reconstructed = [], 0.0
         for _ in range(n_estimators):
             distinct = prepared(rng.permutation(len(x))[:max_samples])
-            rows = np.arange(max_samples) % len(distinct)
-            model = member._fit_model(distinct[rows], seed=int(rng.integers(np.iinfo(np.int32).max)))
+            model = member._fit_model(distinct, seed=int(rng.integers(np.iinfo(np.int32).max)), num_rows=max_samples)
             reconstruction = model.reconstruction_of(run(model.decoder, model.code_of(run(model.encoder, known))))
             self.estimators_.append(model)
             reconstructed += reconstruction.reshape(n_references, -1) / n_estimators

@@ -188,7 +188,7 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             raise ValueError(f"`model` takes examples of shape {takes}, and those of X have the shape {input_shape}.")
         return model
 
-    def _fit_model(self, x, y=None, *, seed, corrupt=None):
+    def _fit_model(self, x, y=None, *, seed, corrupt=None, num_rows=None):
         """A new model, fitted to scaled examples.
 
         Args:
@@ -197,14 +197,16 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             seed: int; everything random comes from it.
             corrupt: function of a batch tensor of x and a seed of shape (2,), drawn anew for every batch, that gives what the model is
                 shown of it; the targets stay clean. Default: x itself.
+            num_rows: examples an epoch; x is repeated up to so many, without a copy. Default: as many as there are.
 
         Returns:
             The fitted kerasae model.
         """
+        num_rows = num_rows or len(x)
         epochs = checks.positive_int(self.epochs, "epochs")
         batch_size = self.batch_size
         batch_size = (
-            min(max(len(x) // 50, 16), 256) if batch_size is None else checks.positive_int(batch_size, "batch_size")
+            min(max(num_rows // 50, 16), 256) if batch_size is None else checks.positive_int(batch_size, "batch_size")
         )
         learning_rate = checks.real_number(self.learning_rate, "learning_rate", minimum=0, exclusive=True)
         fraction = checks.real_number(self.validation_fraction, "validation_fraction", minimum=0)
@@ -216,12 +218,12 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         targets = [] if y is None and corrupt is None else [x if y is None else y]
         arrays = [array.reshape(len(array), *shape) for array in (x, *targets)]
         checks.array(arrays[-1], shape, unit_interval=model.needs_unit_interval, missing=model.takes_missing)
-        options, callbacks = {}, []
-        num_held_out = min(round(fraction * len(x)), len(x) - 1)
+        options, callbacks, rows = {}, [], np.arange(num_rows) % len(x)
+        num_held_out = min(round(fraction * num_rows), num_rows - 1)
         if num_held_out:
             patience = checks.positive_int(self.patience, "patience")
-            order = np.random.default_rng(seed).permutation(len(x))
-            held_out = [array[order[:num_held_out]] for array in arrays]
+            rows = rows[np.random.default_rng(seed).permutation(num_rows)]
+            held_out = [array[rows[:num_held_out]] for array in arrays]
             if corrupt is not None:
                 held_out[0] = np.concatenate(
                     [
@@ -231,12 +233,12 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
                 )
             options["validation_data"] = tuple(held_out)
             options["validation_batch_size"] = max(batch_size, ROWS_AT_ONCE)
-            arrays = [array[order[num_held_out:]] for array in arrays]
+            rows = rows[num_held_out:]
             callbacks.append(
                 keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience, restore_best_weights=True)
             )
         own = self.model if isinstance(self.model, Autoencoder) and self.model.compiled else None
-        steps = -(-len(arrays[0]) // batch_size)
+        steps = -(-len(rows) // batch_size)
         if own is not None:
             model.compile_from_config(own.get_compile_config())
         elif self._rate_falls:
@@ -251,7 +253,7 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         loss = []
         if first < epochs:
             history = model.fit(
-                shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt, first),
+                shuffled_batches(arrays, rows, batch_size, steps, epochs, seed, corrupt, first),
                 epochs=epochs,
                 initial_epoch=first,
                 steps_per_epoch=steps,

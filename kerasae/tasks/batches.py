@@ -42,15 +42,17 @@ def randomness_of(seed):
         random.setstate(state)
 
 
-def shuffled_batches(arrays, batch_size, steps, epochs, seed, corrupt, first=0):
-    """The batches from the `first` epoch on, `(x,)` or `(x, y)`, each epoch in an order that depends on nothing but it and the seed."""
-    arrays = tuple(tf.constant(array) for array in arrays)
-    num_examples = len(arrays[0])
+def shuffled_batches(arrays, rows, batch_size, steps, epochs, seed, corrupt, first=0):
+    """The batches from the `first` epoch on, `(x,)` or `(x, y)`, each epoch in an order that depends on nothing but it and the seed.
+
+    `rows` are those of the arrays that an epoch consists of: some alone, or some again.
+    """
+    arrays, rows = tuple(tf.constant(array) for array in arrays), tf.constant(rows)
 
     def batches_of(epoch):
         seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order = tf.argsort(tf.random.stateless_uniform((num_examples,), seeds))
-        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        order = tf.argsort(tf.random.stateless_uniform((len(rows),), seeds))
+        return tf.data.Dataset.from_tensor_slices(tf.gather(rows, order)).batch(batch_size)
 
     def batch_of(step, rows):
         batch = [tf.gather(array, rows) for array in arrays]

@@ -19,6 +19,7 @@ class Scaling:
         """Learns `center_` and `scale_`, ignoring NaN; gives the scaled examples, in float32."""
         scaling = self.scaling if self.scaling is None else checks.choice(self.scaling, "scaling", SCALINGS)
         if scaling is None:
+            preparation.check_unscaled(X, self._columns(), 'scaling="standard"')
             self.center_, self.scale_ = np.zeros(X.shape[1:]), np.ones(X.shape[1:])
         elif scaling == "robust":
             low, self.center_, high = np.nanquantile(X, (0.25, 0.5, 0.75), axis=0)

@@ -324,7 +324,7 @@ class _OnnxEncoder(runtime.OnnxFunction):
     def __call__(self, images):
         port = self.inputs[0]
         shape = [size if isinstance(size, int) else None for size in port["shape"][1:]]
-        images = checks.array(images, shape, name="images").astype(port["dtype"])
+        images = checks.array(images, shape, name="images")
         return super().__call__(images, batch_size=_ROWS_AT_ONCE)[self.outputs[0]["name"]]
 
 
