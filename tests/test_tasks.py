@@ -153,7 +153,7 @@ def test_a_column_with_outliers_only_is_scaled_by_them(rng):
 @pytest.mark.parametrize("fraction", [0.0, 0.2])
 def test_rows_are_repeated_without_a_copy(flat, fraction):
     estimator = tasks.Reducer(latent_dim=2, hidden_units=(4,), epochs=2, batch_size=16, validation_fraction=fraction)
-    few, many = flat[:20], flat[np.arange(50) % 20]
+    few, many = flat[0][:20], flat[0][np.arange(50) % 20]
     one, other = (estimator._fit_model(x, seed=1, num_rows=50) for x in (few, many))
     for repeated, copied in zip(one.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(repeated, copied)
