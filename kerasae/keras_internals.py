@@ -4,8 +4,11 @@ A release of either may change these names: then this is the one file to mend. `
 """
 
 import contextlib
+import functools
 import io
+import math
 import re
+import threading
 
 import keras
 import tensorflow as tf
@@ -140,9 +143,35 @@ def load_model_safely(path):
     """
     from keras.src.saving.serialization_lib import SafeModeScope
 
-    untrusted.check_keras_file(path)
-    with SafeModeScope(True):
+    with SafeModeScope(True), _weights_limited(untrusted.check_keras_file(path), path):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+@contextlib.contextmanager
+def _weights_limited(most, path):
+    """Within it, the layers that this thread makes have no more than so many weights: sizes in a config are claims.
+
+    All weights of layers pass through one method, whatever kind of layer they are of; what a config amounts to can't be told before.
+    """
+    add_weight, thread, made = keras.layers.Layer.add_weight, threading.get_ident(), 0
+
+    @functools.wraps(add_weight)
+    def counted(self, shape=None, *args, **kwargs):
+        nonlocal made
+        if threading.get_ident() == thread:
+            made += math.prod(size or 0 for size in (shape if isinstance(shape, (tuple, list)) else [shape or 1]))
+            if made > most:
+                raise ValueError(
+                    f"{path} is no .keras file that can be opened: the layers of its config hold {made:,} weights or more, up to "
+                    f"{self.name!r} of shape {shape}, and it stores enough for {most:,} at most."
+                )
+        return add_weight(self, shape, *args, **kwargs)
+
+    keras.layers.Layer.add_weight = counted
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = add_weight
 
 
 def forget_unsafe_deserialization():

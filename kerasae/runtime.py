@@ -20,7 +20,7 @@ _MANIFEST = {
     "parts": [{"name": str, "inputs": [_PORT], "outputs": [_PORT], "onnx": (dict, type(None))}],
     "preparation?": (dict, type(None)),
 }
-_MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names, where NumPy has others
 
 
@@ -200,7 +200,7 @@ class OnnxFunction:
         return {name: np.concatenate(pieces) for name, pieces in zip(names, zip(*batches, strict=True), strict=True)}
 
 
-def read_json(source, shape=None, what=None, most=_MAX_JSON_BYTES):
+def read_json(source, shape=None, what=None, most=MAX_JSON_BYTES):
     """What a JSON file holds.
 
     Args:

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from kerasae.runtime import MAX_JSON_BYTES
 from kerasae.runtime import check_json as check
 from kerasae.runtime import read_json as json
 
 __all__ = ["Archive", "array", "check", "check_keras_file", "damaged", "json", "members"]
 
 _MAX_RATIO = 1100  # of what deflate unpacks: 1,032 at most
+_MAX_MODEL_RATIO = (
+    100  # of weights, and their archive in another: those of float16 take a half, compressed ones some tenths less
+)
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -98,23 +102,36 @@ class Archive:
 
 
 def check_keras_file(path):
-    """Raises `ValueError` unless a `.keras` file can be opened: what it says of itself is true, and it names no other file."""
+    """Raises `ValueError` unless a `.keras` file can be opened: what it says of itself is true, and it names no other file.
+
+    Returns:
+        How many weights its layers may hold.
+    """
     try:
-        with zipfile.ZipFile(_regular(path)) as file:
+        most = _MAX_MODEL_RATIO * os.stat(_regular(path)).st_size + 2**20
+        with zipfile.ZipFile(path) as file:
             found = members(file)
+            if (unpacked := sum(info.file_size for info in found.values())) > most:
+                raise ValueError(
+                    f"it announces {unpacked:,} bytes, and of a model of its size at most {most:,} are taken"
+                )
             if "config.json" not in found:
                 raise ValueError("it has no config.json")
-            config = json(file.read("config.json"), {"class_name": str, "config": dict}, "its config.json")
+            with file.open("config.json") as member:
+                content = member.read(MAX_JSON_BYTES + 1)
+            config = json(content, {"class_name": str, "config": dict}, "its config.json")
             numbers = 0
             for name in found:
                 if name.endswith(".h5"):
                     with file.open(name) as member:
-                        numbers += _check_hdf5(member)
-        _check_config(config, max(numbers, 2**16))
+                        numbers += _check_hdf5(member, most)
+        _check_config(config)
     except FileNotFoundError:
         raise
     except _ZIP_ERRORS as error:
         raise ValueError(f"{path} is no .keras file that can be opened: {error}") from error
+    # Quantised ones are stored two in one; and layers draw weights that loading replaces.
+    return 2 * numbers + 2**16
 
 
 # What Python's zipfile raises on damaged archives.
@@ -165,11 +182,11 @@ def _check_header(file, size):
     return shape, dtype
 
 
-def _check_hdf5(file):
-    """The number of numbers in an HDF5 file whose values all lie in it, in the sizes that it announces."""
+def _check_hdf5(file, most):
+    """The number of numbers in an HDF5 file whose values all lie in it, in the sizes that it announces: at most so many bytes."""
     import h5py
 
-    numbers, seen = 0, set()
+    numbers, size, seen = 0, 0, set()
     with h5py.File(file, "r") as opened:
         todo = [opened]
         while todo:
@@ -192,11 +209,16 @@ def _check_hdf5(file):
                         f"its weights {item.name!r} announce {item.nbytes:,} bytes, and {stored:,} are stored"
                     )
                 numbers += item.size or 0
+                size += item.nbytes
+                if size > most:
+                    raise ValueError(
+                        f"its weights announce {size:,} bytes, and of a file of its size at most {most:,} are taken"
+                    )
     return numbers
 
 
-def _check_config(value, most):
-    """Raises on functions that are no model's, and on sizes above the number of weights."""
+def _check_config(value):
+    """Raises on functions that are no model's."""
     todo = [value]
     while todo:
         value = todo.pop()
@@ -213,7 +235,26 @@ def _check_config(value, most):
                     f"its config names the function {module}.{name}, which is no activation, loss or the like"
                 )
         for key, inner in value.items():
-            if key in ("units", "filters", "input_dim", "output_dim") and isinstance(inner, int) and inner > most:
-                raise ValueError(f"its config says {key} = {inner:,}, and it holds {most:,} weights at most")
+            if key.endswith("activation") and isinstance(inner, dict):
+                _check_activation(inner)
             if key != "compile_config":
                 todo.append(inner)
+
+
+def _check_activation(config):
+    """Raises where one of Keras's own functions or classes stands for an activation and is none: it would be called like one."""
+    import keras
+
+    module, name, kind = str(config.get("module")), str(config.get("class_name")), "class"
+    if name == "function":
+        kind, name = name, str(config.get("config"))
+        # Keras looks in all of these for what stands without a module.
+        is_kerass = module != "builtins" or any(hasattr(getattr(keras, room), name) for room in _FUNCTIONS)
+        right = module in ("builtins", "keras.activations") and hasattr(keras.activations, name)
+    else:
+        is_kerass, right = True, module.startswith(("keras.layers", "keras.src.layers"))
+    is_kerass &= module.split(".")[0] in ("keras", "builtins") and keras.saving.get_registered_object(name) is None
+    if is_kerass and (not right or name in _NO_FUNCTIONS):
+        raise ValueError(
+            f"its config names the {kind} {module}.{name} as an activation, which is none of keras.activations"
+        )

@@ -180,6 +180,17 @@ def announced(file):
     file.create_dataset(name, (10**6, 10**6), "<f4", chunks=(1000, 1000))
 
 
+MSE = keras.losses.MeanSquaredError()
+
+
+def each_dense(config, units):
+    """Sizes that are small, each for itself."""
+    for layer in config["config"]["encoder"]["config"]["layers"]:
+        if layer["class_name"] == "Dense":
+            layer["config"]["units"] = units
+            layer.pop("build_config")
+
+
 def dense(config):
     return next(layer for layer in config["config"]["encoder"]["config"]["layers"] if layer["class_name"] == "Dense")[
         "config"
@@ -206,7 +217,21 @@ def activation(module, name):
         ),
         ({"config": activation("builtins", "eval")}, "eval"),
         ({"config": activation("os", "system")}, "system"),
-        ({"config": lambda config: dense(config).update(units=10**9)}, "units = 1,000,000,000"),
+        (
+            {"config": activation("keras.losses", "mean_squared_error")},
+            "names the function keras.losses.mean_squared_error as an activ",
+        ),
+        (
+            {"config": activation("builtins", "mean_squared_error")},
+            "names the function builtins.mean_squared_error as an activation",
+        ),
+        ({"config": activation("keras.ops", "arange")}, "names the function keras.ops.arange as an activation"),
+        (
+            {"config": lambda config: dense(config).update(activation=keras.saving.serialize_keras_object(MSE))},
+            "names the class keras.losses.MeanSquaredError as an activation",
+        ),
+        ({"config": lambda config: dense(config).update(units=10**9)}, "hold 4,000,000,000 weights or more, up to"),
+        ({"config": lambda config: each_dense(config, 6000)}, r"hold 36,030,000 weights or more, .* \(6000, 6000\)"),
         ({"config": lambda config: config.pop("class_name")}, "has no 'class_name'"),
     ],
 )
@@ -276,6 +301,40 @@ def test_no_code_runs_where_the_process_has_allowed_it_for_its_own_files(kind, t
     with pytest.raises(Exception, match=r"(?i)lambda|safe"):
         (tasks.SearchIndex if kind == "index" else tasks.Codec).load(path)
     assert not proof.exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_a_model_is_refused(saved, tmp_path):
+    for name, message in (("config.json", "config.json can't be read as JSON: it has"), ("bomb", "announces 20")):
+        with zipfile.ZipFile(saved) as file:
+            parts = {part: file.read(part) for part in file.namelist()}
+        parts[name] = parts.get(name, b"") + b" " * (70 if name == "config.json" else 200) * 2**20
+        with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("noise", np.random.default_rng(0).bytes(10**6 * (name == "config.json")))
+            for part, content in parts.items():
+                file.writestr(part, content)
+        with pytest.raises(ValueError, match=message):
+            untrusted.check_keras_file(tmp_path / "bomb.keras")
+
+
+@keras.saving.register_keras_serializable("test_untrusted")
+def doubled(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("function", [doubled, keras.layers.LeakyReLU(0.1), "gelu"], ids=["own", "layer", "name"])
+def test_ones_own_activations_open(function, tmp_path):
+    model = builders.undercomplete(4, latent_dim=2, hidden_units=(3,), activation=function)
+    model.save(tmp_path / "model.keras")
+    x = np.ones((2, 4), "float32")
+    again = keras_internals.load_model_safely(tmp_path / "model.keras").predict(x, verbose=0)
+    np.testing.assert_array_equal(again, model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("option", ["activation", "code_activation", "output_activation"])
+def test_a_recipe_names_no_function_but_by_a_name(option):
+    config = {"module": "builtins", "class_name": "function", "config": "mean_squared_error"}
+    with pytest.raises(ValueError, match="must be the name of one of keras.activations"):
+        builders.undercomplete(4, latent_dim=2, **{option: config})
 
 
 # -- Codecs and indexes ------------------------------------------------------------------------------------------------------------------
@@ -370,11 +429,17 @@ def test_an_index_of_another_shape_is_refused(changes, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"latent_dim": 10**9}, {"latent_dim": 2, "hidden_units": (10**9, 10)}, {"latent_dim": 10**12, "network": "conv"}],
+    [
+        {"latent_dim": 10**9},
+        {"latent_dim": 2, "hidden_units": (10**9, 10)},
+        {"latent_dim": 2, "hidden_units": (10**6, 10**6)},
+        {"latent_dim": 10**12, "network": "conv"},
+        {"input_shape": (40_000, 40_000, 3), "latent_dim": 2},
+    ],
 )
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(options):
     with pytest.raises(ValueError, match="takes .* GiB of memory or more, and .* GiB are free. Take smaller ones"):
-        builders.undercomplete((8, 8, 1), **options)
+        builders.undercomplete(**{"input_shape": (8, 8, 1), **options})
 
 
 def test_more_samples_than_memory_holds_are_refused(tmp_path):

@@ -258,13 +258,15 @@ def fed_fit(model, arguments):
     return fed(model, arguments, arguments["shuffle"])
 
 
-def fed(model, arguments, shuffle=False):
+def fed(model, arguments, shuffle=None):
     """Arguments of `fit`, `evaluate` or `predict` with a dataset of their batches instead of arrays, where these are plain ones.
+
+    With `shuffle`, True or False, they are of `fit`, which then takes examples in the same order on any number of replicas and workers.
 
     The batches are Keras's, but tf.data doesn't tune their pipeline: when an iterator goes, the thread that tunes is not always woken, and
     is waited for as long as the iterator has lived: now and then, an epoch took twice its time by that.
     """
-    by_index = None if is_distributed(model) else _by_index(arguments, shuffle)
+    by_index = None if shuffle is None and is_distributed(model) else _by_index(arguments, shuffle or False)
     if by_index is None:
         return arguments
     arguments, arrays = by_index
@@ -278,7 +280,7 @@ def _with_fed_validation(model, arguments):
     names = ("x", "y", "sample_weight")
     validation = dict(zip(names, keras.utils.unpack_x_y_sample_weight(data), strict=True))
     validation["batch_size"] = arguments.get("validation_batch_size") or arguments.get("batch_size")
-    x = fed(model, validation)["x"]
+    x = fed(model, validation, shuffle=False)["x"]
     return {**arguments, "validation_data": x} if isinstance(x, tf.data.Dataset) else arguments
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import re
 import textwrap
 
@@ -89,9 +90,12 @@ class NetworkOptions:
         """Raises where sizes were mistyped: each layer's kernel holds at least its inputs times its outputs, of whatever kind it is."""
         if hidden_units is None:
             hidden_units = NETWORKS[self.network].hidden_units
-        sizes = [1, *checks.positive_ints(hidden_units, "hidden_units"), latent_dim]
+        # Only what takes examples of any rank is dense from the first layer on.
+        features = math.prod(checks.feature_shape(self.input_shape)) if NETWORKS[self.network].axes is None else 1
+        sizes = [features, *checks.positive_ints(hidden_units, "hidden_units"), latent_dim]
         weights = 2 * sum(a * b for a, b in itertools.pairwise(sizes))
-        what = f"A model with hidden_units={tuple(sizes[1:-1])} and latent_dim={latent_dim:,} takes {4 * weights / 2**30:.1f} GiB of memory"
+        size = f"input_shape={self.input_shape}, hidden_units={tuple(sizes[1:-1])} and latent_dim={latent_dim:,}"
+        what = f"A model with {size} takes {4 * weights / 2**30:.1f} GiB of memory"
         checks.fits(4 * weights, f"{what} or more", "Take smaller ones.")
 
     def _check_that_networks_come_alone(self):

@@ -29,7 +29,9 @@ def encoder(
     Raises:
         ValueError: on an unknown kind, or a shape or sizes that it does not take.
     """
-    kind, input_shape, hidden_units = _checked(network, input_shape, hidden_units, "input_shape")
+    kind, input_shape, hidden_units = _checked(
+        network, input_shape, hidden_units, "input_shape", activation, head_activation
+    )
     x = keras.Input(input_shape, name="x")
     hidden = kind.encode(x, hidden_units, activation)
     outputs = [
@@ -70,7 +72,9 @@ def decoder(
     Raises:
         ValueError: as `encoder`; and on `tied` where the kind of network can't be.
     """
-    kind, output_shape, hidden_units = _checked(network, output_shape, hidden_units, "output_shape")
+    kind, output_shape, hidden_units = _checked(
+        network, output_shape, hidden_units, "output_shape", activation, output_activation
+    )
     if tied and not kind.can_tie:
         able = " or ".join(f'`network="{name}"`' for name, other in kinds().items() if other.can_tie)
         raise ValueError(f"`tied` weights need {able}. Received: {network!r}")
@@ -87,8 +91,13 @@ def decoder(
     return keras.Model(z, [reconstruction, variance], name="decoder")
 
 
-def _checked(network, shape, hidden_units, name):
+def _checked(network, shape, hidden_units, name, *activations):
     """The kind, and shape and hidden units as it takes them."""
+    for activation in activations:
+        if isinstance(activation, dict):  # a config, by which a recipe could have any function called
+            raise ValueError(
+                f"An activation must be the name of one of keras.activations, or a function. Received: {activation}"
+            )
     shape = checks.feature_shape(shape, name)
     kind = NETWORKS[network]
     hidden_units = checks.positive_ints(kind.hidden_units if hidden_units is None else hidden_units, "hidden_units")
