@@ -29,13 +29,15 @@ class Bundle:
 
     Args:
         folder: the bundle.
+        sha256: of its manifest, where it is on record.
 
     Attributes:
         manifest: the dict in `manifest.json`.
         parts: `{name: entry in the manifest}` of the parts that have an ONNX file.
 
     Raises:
-        ValueError: if the folder has no manifest, or one that is damaged, of another format, or names files outside the folder.
+        ValueError: if the folder has no manifest, or one that is damaged, of another format, not the one on record, or names files outside
+            the folder.
 
     Example:
 
@@ -47,7 +49,7 @@ class Bundle:
     ```
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, sha256=None):
         self.folder = Path(folder)
         path = self.folder / "manifest.json"
         if not path.is_file():
@@ -55,8 +57,11 @@ class Bundle:
                 f"There is no bundle at {self.folder}: it has no manifest.json. kerasae.export.export writes one."
             )
         try:
-            self.manifest = read_json(path, {"format": str, "format_version": int}, "it")
+            content = _content(path, MAX_JSON_BYTES)
+            self.manifest = read_json(content, {"format": str, "format_version": int}, "it")
             _check_manifest(self.manifest)
+            if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+                raise ValueError("its SHA-256 is not the one on record, so it is not the one that was exported")
         except ValueError as error:
             raise ValueError(f"{path} is not the manifest of a bundle, or is damaged: {error}") from error
         self.parts = {part["name"]: part for part in self.manifest["parts"] if part["onnx"]}
@@ -198,6 +203,15 @@ class OnnxFunction:
                 batch = {name: _filled(array, size) for name, array in batch.items()}
             batches.append([output[: count - start] for output in self._session.run(names, batch)])
         return {name: np.concatenate(pieces) for name, pieces in zip(names, zip(*batches, strict=True), strict=True)}
+
+
+# What a terminal obeys instead of showing it, and what turns the direction of a line.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text):
+    """Text of any origin as a terminal may have it: control characters are written out."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
 def read_json(source, shape=None, what=None, most=MAX_JSON_BYTES):

@@ -319,7 +319,7 @@ def test_a_run_resumes_and_goes_round_bad_files(model, bundle, x, tmp_path, caps
     assert (report["rows"], report["files"], report["skipped"]) == (0, 0, 4)
 
 
-def test_a_killed_worker_is_started_again_and_the_run_completes(model, bundle, tmp_path):
+def test_a_killed_worker_is_started_again_and_the_run_completes(model, bundle, tmp_path, capfd):
     x = np.random.default_rng(0).random((4000, *SHAPE), dtype="float32")
     count = 8
     for i in range(count):
@@ -345,10 +345,27 @@ def test_a_killed_worker_is_started_again_and_the_run_completes(model, bundle, t
     thread.join(timeout=300)
     assert (result["files"], result["rows"]) == (count, count * len(x))
     assert not list(out.glob(".*"))
+    assert capfd.readouterr().err == ""
     for path in out.glob("*.parquet"):
         assert pq.read_metadata(path).num_rows == len(x)
     np.testing.assert_allclose(column(out / "7.parquet", "z_mean"), model.encode(x, verbose=0), atol=1e-5)
     assert not [process for process in processes if process.is_running() and process.status() != "zombie"]
+
+
+def test_a_file_that_kills_its_workers_is_said_in_one_sentence(monkeypatch):
+    import distributed
+
+    class Client:
+        def submit(self, *args, **kwargs):
+            error = distributed.KilledWorker("task", None, 3)
+            return type("Future", (), {"exception": lambda self: error})()
+
+    monkeypatch.setattr(distributed, "as_completed", iter)
+    _, failures = engine._compute(Client(), "bundle", [("a.parquet", "out")], {"a.parquet": 10}, {}, verbose=0)
+    with pytest.raises(
+        RuntimeError, match=r"1 of 1 files failed.* a.parquet: each of the 4 processes that took it died"
+    ):
+        engine._raise(failures, 1)
 
 
 def certificate(folder):

@@ -20,6 +20,7 @@ from kerasae.cli.app import cli
 from kerasae.data import files
 from kerasae.runs import checkpoints
 from kerasae.runs import detector as detectors
+from kerasae.writing import sha256
 
 QUICK = ["--set", "epochs=1", "--set", "max_samples=100"]
 WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
@@ -137,7 +138,7 @@ def test_a_detector_is_complete_in_itself(photos):
         *("detector.pkl", "metrics.json", "scores.csv", "report.html", "figures", "server")
     }
     assert {p.name for p in (folder / "server").iterdir()} == {
-        *("README.md", "detector.json", "score.py", "reading", "bundle")
+        *("README.md", "detector.json", "runtime.py", "score.py", "reading", "bundle")
     }
     assert (made["num_train"], made["num_test"], made["num_anomalies"]) == (30, 10, 8)
     detector = pickle.loads((folder / "detector.pkl").read_bytes())
@@ -254,7 +255,57 @@ def test_a_server_scores_raw_photos_alike(photos, tmp_path):
     with open(server / "bundle" / "score_samples.onnx", "ab") as file:
         file.write(b"x")
     _, said = on_a_server(server, root / "new", code=1)
-    assert "is damaged" in said
+    assert "is not the file that was exported" in said
+
+
+def test_what_holds_other_files_hashes_is_on_record_itself(photos, tmp_path):
+    root, _ = photos
+    server = shutil.copytree(root / "detector", tmp_path / "detector") / "server"
+    manifest, facts = server / "bundle" / "manifest.json", server / "detector.json"
+    manifest.write_text(manifest.read_text() + " ")
+    _, said = on_a_server(server, root / "new", code=1)
+    message = "its SHA-256 is not the one on record"
+    assert message in said
+    assert message in call("score", tmp_path / "detector", root / "new", code=1)
+    facts.write_text(facts.read_text() + " ")
+    assert "If you changed it yourself, score with" in call("score", tmp_path / "detector", root / "new", code=1)
+    # Detectors of earlier versions hold no such records.
+    (tmp_path / "detector" / "metrics.json").write_text("{}")
+    facts.write_text(json.dumps({k: v for k, v in json.loads(facts.read_text()).items() if k != "manifest"}))
+    call("score", tmp_path / "detector", root / "new")
+
+
+def test_a_reader_that_stops_is_no_error(table, tmp_path):
+    root, values = table
+    np.save(tmp_path / "many.npy", np.repeat(values, 200, axis=0))
+    commands = (f"{root}/detector/server/score.py {tmp_path}/many.npy | head -1", "-m kerasae.cli zoo list | true")
+    for command in commands:
+        command = f"set -o pipefail; {sys.executable} {command}"
+        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (result.returncode != 0, result.stderr) == (True, ""), command
+    assert result.stdout == ""
+
+
+def test_a_servers_graph_names_no_file_outside(photos, tmp_path):
+    """ONNX Runtime would read its weights from wherever it says."""
+    import onnx
+
+    server = shutil.copytree(photos[0] / "detector" / "server", tmp_path / "server")
+    graph, manifest, facts = (
+        server / n for n in ("bundle/score_samples.onnx", "bundle/manifest.json", "detector.json")
+    )
+    model = onnx.load(graph)
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="../../secret")
+    onnx.save(model, graph)
+    made, entry = json.loads(manifest.read_text()), {"sha256": sha256(graph), "bytes": graph.stat().st_size}
+    made["files"]["score_samples.onnx"] = entry
+    manifest.write_text(json.dumps(made))
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "manifest": sha256(manifest)}))
+    _, said = on_a_server(server, photos[0] / "new", code=1)
+    assert "weights lie in another file" in said
 
 
 @pytest.mark.parametrize("name", ["score_samples.onnx", "../score_samples.onnx"])

@@ -66,6 +66,11 @@ def options():
             {"sample_weight": half},
         ),
         "sample weights": ("variational-dense", {}, {"sample_weight": half}),
+        "shuffled, and validated": (
+            "undercomplete-dense",
+            {"optimizer": sgd(1.0)},
+            {"shuffle": True, "validate": True, "epochs": 2},
+        ),
         "batch normalisation and regularisers": (batch_normalised, {}, {}),
     }
 
@@ -177,7 +182,7 @@ def train(strategy, build, compile_options=None, fit_options=None, callbacks=(),
         optimizer = type(optimizer).from_config({**optimizer.get_config(), "name": None})
         model.compile(optimizer=optimizer, **compile_options)
     before = model.get_weights()
-    fit_options = {"batch_size": BATCH_SIZE, "epochs": 1, **(fit_options or {})}
+    fit_options = {"batch_size": BATCH_SIZE, "epochs": 1, "shuffle": False, **(fit_options or {})}
     if fit_options.pop("validate", False):
         fit_options["validation_data"] = (data[100 : 100 + NUM_VALIDATION],)
     x = fit_options.pop("x", lambda x: x)(data[:NUM_EXAMPLES])
@@ -185,7 +190,7 @@ def train(strategy, build, compile_options=None, fit_options=None, callbacks=(),
         del fit_options["batch_size"]
     callbacks = [*callbacks, *fit_options.pop("callbacks", ())]
     with noise or contextlib.nullcontext():
-        history = model.fit(x, shuffle=False, verbose=0, callbacks=callbacks, **fit_options)
+        history = model.fit(x, verbose=0, callbacks=callbacks, **fit_options)
     return model, before, history.history
 
 
@@ -478,6 +483,7 @@ def test_two_replicas_train_as_one_device_does(mirrored, name):
 OPTIONS = [
     "clipnorm",
     "several inputs",
+    "shuffled, and validated",
     "several optimisers",
     "several optimisers, clipped",
     "an empty replica",

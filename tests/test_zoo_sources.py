@@ -633,6 +633,17 @@ def test_an_incomplete_model_is_not_published(own, tmp_path, change, message):
     assert not (tmp_path / "zoo").exists()
 
 
+@pytest.mark.parametrize("path", ["/home/me/photos", "../photos", "~/photos", "me\\photos", "data/photos"])
+def test_a_recipe_that_is_published_names_no_folders(own, path, tmp_path):
+    model = Path(shutil.copytree(own, tmp_path / "mine"))
+    recipe = (model / "recipe.toml").read_text()
+    (model / "recipe.toml").write_text(recipe.replace('name = "digits"', f"path = '{path}'"))
+    with pytest.raises(ValueError, match='Write their name alone there: path = "photos"'):
+        making.publish(tmp_path / "zoo", [model])
+    (model / "recipe.toml").write_text(recipe.replace('name = "digits"', 'path = "photos"'))
+    assert making.publish(tmp_path / "zoo", [model]) == ["mine"]
+
+
 def test_names_that_cannot_be_published(own, tmp_path):
     model = shutil.copytree(own, tmp_path / "my model")
     with pytest.raises(ValueError, match="takes letters, digits.*Received: 'my model'"):

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from pathlib import Path
+import tomllib
+from pathlib import Path, PureWindowsPath
 
 from kerasae import untrusted, writing
 from kerasae.runs import checkpoints, examples, measures, recipes, training
@@ -106,7 +107,7 @@ def publish(folder, models=(), source=None):
         The ids of all models in the folder, sorted.
 
     Raises:
-        ValueError: if a model lacks a file, or its weights are not the ones that were measured.
+        ValueError: if a model lacks a file, its weights are not the ones that were measured, or its recipe names files by where they are.
     """
     from kerasae import zoo
 
@@ -162,6 +163,12 @@ def _entry(folder):
     if missing := [name for name in indexes.FILES if not (folder / name).is_file()]:
         raise ValueError(f"{folder} is no complete model: {missing} missing. `kerasae zoo train` writes all files.")
     recipe, facts = _read(folder)
+    own = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))["data"].get("path", "data")
+    if own.startswith("~") or own == ".." or len(PureWindowsPath(own).parts) > 1:
+        raise ValueError(
+            f"{folder / 'recipe.toml'} names files of this machine, {own}, and a published recipe would show them to everyone. Write "
+            f'their name alone there: path = "{PureWindowsPath(own).name}".'
+        )
     paths = {name: folder / name for name in indexes.FILES}
     files = {name: {"sha256": writing.sha256(path), "bytes": path.stat().st_size} for name, path in paths.items()}
     if files["model.keras"]["sha256"] != facts["model"]["sha256"]:

@@ -10,6 +10,7 @@ Prints JSON: the codes, the reconstruction and the score of every example.
 
 import hashlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def main(bundle, request=None):
     answers = {}
     for name in ("encoder", "autoencoder", "score"):
         answers.update(parts[name](**inputs))
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends in silence where `head` has read enough
     json.dump({name: answer.tolist() for name, answer in answers.items()}, sys.stdout)
 
 

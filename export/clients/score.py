@@ -10,15 +10,14 @@ error; the exit code is then 1, as it is where nothing can be scored.
 """
 
 import csv
-import hashlib
 import itertools
-import json
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
+from kerasae import runtime
 from kerasae.data import reading
 from kerasae.data.reading import pixels
 
@@ -30,26 +29,15 @@ class Detector:
 
     def __init__(self, folder):
         folder = Path(folder)
-        self.facts = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        facts = {"threshold": (int, float), "preparation": {"shape": [int], "scaling": str}, "color": (str, type(None))}
+        self.facts = runtime.read_json(folder / "detector.json", {**facts, "manifest": str, "dialect": dict})
         self.threshold = self.facts["threshold"]
         if not np.isfinite(self.threshold):
             raise ValueError(f"{folder} is damaged: its threshold, {self.threshold}, is no number.")
         self.preparation = self.facts["preparation"]
         self.shape = tuple(self.preparation["shape"])
-        manifest = json.loads((folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
-        contents = {}
-        for name in (name for part in manifest["parts"] if part["onnx"] for name in part["onnx"].values()):
-            contents[name] = (folder / "bundle" / name).read_bytes()
-            if hashlib.sha256(contents[name]).hexdigest() != manifest["files"][name]["sha256"]:
-                raise ValueError(f"{folder} is damaged: {name} is not the file that was exported.")
-        graph, options = contents.pop("score_samples.onnx"), onnxruntime.SessionOptions()
-        if contents:  # weights of more than 2 GiB lie in a file of their own
-            lengths = [len(content) for content in contents.values()]
-            options.add_external_initializers_from_files_in_memory([*contents], [*contents.values()], lengths)
-        self.session = onnxruntime.InferenceSession(graph, options)
-        self.dtype = {"tensor(uint8)": "uint8", "tensor(double)": "float64"}.get(
-            self.session.get_inputs()[0].type, "float32"
-        )
+        self.function = runtime.Bundle(folder / "bundle", self.facts["manifest"]).open("score_samples")
+        self.dtype = self.function.inputs[0]["dtype"]
 
     def checked(self, x):
         """Examples in the detector's shape; `ValueError` if they have another."""
@@ -77,7 +65,7 @@ class Detector:
 
     def scores(self, x):
         """Scores, `(n,)`, of examples `(n, *shape)`; pixels are bytes, or floats in [0, 1]."""
-        return self.session.run(["score"], {"x": self.prepared(x)})[0]
+        return self.function(self.prepared(x))["score"]
 
     def mode(self):
         """What Pillow calls the photos' colours."""
@@ -112,6 +100,11 @@ class Detector:
                 yield next(number), read
 
 
+def say(text):
+    """Prints on standard error, which may be a terminal: names are anyone's."""
+    print(runtime.plain(text), file=sys.stderr)
+
+
 def examples(detector, path, array=None):
     """Yields `(name, function)` for every example in a file or folder; the function reads the example."""
     suffix = reading.suffix(path)
@@ -125,7 +118,7 @@ def examples(detector, path, array=None):
             if reading.suffix(photo) in pixels.SUFFIXES:
                 yield name, lambda photo=photo: detector.photo(photo)
             else:
-                print(f"{name}: left out, it doesn't end as photos do", file=sys.stderr)
+                say(f"{name}: left out, it doesn't end as photos do")
     elif suffix in (".npy", ".npz"):
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         if suffix == ".npz":
@@ -160,7 +153,7 @@ def main(path, array=None):
                 names.append(name)
             except Exception as error:  # decoders raise all kinds; the next example may be readable
                 unread += 1
-                print(f"{name}: {error}", file=sys.stderr)
+                say(f"{name}: {error}")
         if batch:
             for name, score in zip(names, detector.scores(np.concatenate(batch)), strict=True):
                 out.writerow([name, f"{score:.7g}", int(score < detector.threshold)])
@@ -169,10 +162,12 @@ def main(path, array=None):
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends in silence where `head` has read enough
     if len(sys.argv) not in (2, 3) or sys.argv[1] in ("-h", "--help"):
         print(__doc__, file=sys.stderr)
         sys.exit(2)
     try:
         sys.exit(1 if main(*sys.argv[1:]) else 0)
     except (ValueError, OSError, ImportError) as problem:
-        sys.exit(f"Error: {problem}")
+        sys.exit(runtime.plain(f"Error: {problem}"))

@@ -8,6 +8,7 @@ reconstruction and the score of every example.
 """
 
 import json
+import signal
 import sys
 import urllib.request
 from pathlib import Path
@@ -36,6 +37,8 @@ def main(model, request):
     for signature in SIGNATURES:
         outputs = ask(model, signature, inputs)
         answers.update(outputs if len(names[signature]) > 1 else {names[signature][0]: outputs})
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends in silence where `head` has read enough
     json.dump(answers, sys.stdout)
 
 

@@ -3,6 +3,7 @@
 The workers run `parquet.encode_file`, which is sent to them as code.
 """
 
+import asyncio
 import contextlib
 import glob
 import importlib.util
@@ -11,6 +12,7 @@ import json
 import logging
 import operator
 import os
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -135,7 +137,7 @@ def run(
 def _compute(client, bundle, todo, rows, options, verbose):
     """Rows done, and `{file: error}` of the files that failed."""
     import cloudpickle
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
     from toolz import compose
     from tqdm import tqdm
 
@@ -151,6 +153,11 @@ def _compute(client, bundle, todo, rows, options, verbose):
         for future in as_completed(futures):
             source = futures[future]
             error = future.exception()
+            if isinstance(error, KilledWorker):
+                error = RuntimeError(
+                    f"each of the {error.allowed_failures + 1} processes that took it died, most often for want of memory. Try fewer "
+                    "workers, or smaller batches."
+                )
             if error is None:
                 done += future.result()
             else:
@@ -187,12 +194,20 @@ def _client(scheduler, workers):
         return
     from distributed.deploy.subprocess import SubprocessWorker
 
+    class Silent(SubprocessWorker):
+        """What a process says as it dies, traceback and all, is nothing to read: `_compute` says which file it was."""
+
+        async def _start(self):
+            spec, nowhere = {"cls": "distributed.Nanny", "opts": self.worker_kwargs}, asyncio.subprocess.DEVNULL
+            command = [sys.executable, "-m", "dask", "spec", self.scheduler, "--spec", json.dumps(spec)]
+            self.process = await asyncio.create_subprocess_exec(*command, stdout=nowhere, stderr=nowhere)
+
     with tempfile.TemporaryDirectory(prefix="kerasae-bulk-") as folder:
         host = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
         # A worker whose scheduler is gone ends by itself.
         options = {"nthreads": 1, "local_directory": folder, "death_timeout": 60, "silence_logs": logging.CRITICAL}
         # Programs of their own rather than multiprocessing's: these would import the caller's script again, and TensorFlow with it.
-        worker = {"cls": SubprocessWorker, "options": {"worker_kwargs": {**host, **options}}}
+        worker = {"cls": Silent, "options": {"worker_kwargs": {**host, **options}}}
         cluster = distributed.SpecCluster(
             workers=dict.fromkeys(range(workers), worker),
             scheduler={"cls": distributed.Scheduler, "options": {**host, "port": 0}},
@@ -245,7 +260,7 @@ def _is_done(source, target):
     if not target.exists():
         return False
     try:
-        found = json.loads((pq.read_schema(target).metadata or {}).get(parquet.METADATA, b"null"))
+        found = runtime.read_json((pq.read_schema(target).metadata or {}).get(parquet.METADATA, b"null"), {})
     except (OSError, pa.ArrowInvalid, ValueError):
         found = None
     if found == source.fingerprint:

@@ -30,6 +30,10 @@ def main():
     """Runs the command; an error at the door is one line, without a traceback."""
     try:
         cli.main(prog_name="kerasae", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except click.ClickException as error:
         error.message = shared.plain(error.message)
         error.show()

@@ -57,10 +57,10 @@ def export_command(model, folder, page, denoiser, runtime, replace, **options):
                 replace=replace,
                 **options,
             )
-        click.echo(f"Wrote {folder.resolve()}. Look at it: python -m http.server --directory {folder}")
+        shared.echo(f"Wrote {folder.resolve()}. Look at it: python -m http.server --directory {folder}")
         return
     export_checked(opening.open_model(model).model, folder, replace=replace, **options)
-    click.echo(f"Wrote {folder.resolve()}")
+    shared.echo(f"Wrote {folder.resolve()}")
 
 
 def export_checked(model, folder, **options):
@@ -73,9 +73,9 @@ def export_checked(model, folder, **options):
     for row in manifest["parity"]["measured"]:
         key = row["part"], row["format"]
         largest[key] = max(row["max_difference"], largest.get(key, 0.0))
-    click.echo(f"{'part':<18}{'format':<14}{'largest difference from Keras':>30}")
+    shared.echo(f"{'part':<18}{'format':<14}{'largest difference from Keras':>30}")
     for (part, form), difference in largest.items():
-        click.echo(f"{part:<18}{form:<14}{difference:>30.2g}")
+        shared.echo(f"{part:<18}{form:<14}{difference:>30.2g}")
 
 
 @click.command()

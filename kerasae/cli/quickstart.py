@@ -51,29 +51,29 @@ def quickstart(dataset, folder, epochs, overwrite, data_dir):
     (x_train, _), (x_test, y_test) = data.load(dataset, data_dir=data_dir, labels=True)
     size = _SMALL if len(x_train) < 10_000 else _LARGE
     fit = {"epochs": epochs or size["epochs"], "batch_size": size["batch_size"], "validation_data": (x_test,)}
-    click.echo(f"{dataset}: {len(x_train):,} training and {len(x_test):,} test images of shape {x_train.shape[1:]}")
+    shared.echo(f"{dataset}: {len(x_train):,} training and {len(x_test):,} test images of shape {x_train.shape[1:]}")
 
     keras.utils.set_random_seed(0)
-    click.echo("\nAn undercomplete autoencoder with two codes")
+    shared.echo("\nAn undercomplete autoencoder with two codes")
     undercomplete = builders.undercomplete(x_train.shape[1:], latent_dim=2, hidden_units=size["hidden_units"])
     undercomplete.compile(optimizer="adam")
     undercomplete_history = undercomplete.fit(x_train, **fit).history
 
-    click.echo(f"\nA variational autoencoder with {size['latent_dim']} codes")
+    shared.echo(f"\nA variational autoencoder with {size['latent_dim']} codes")
     variational = builders.variational(
         x_train.shape[1:], latent_dim=size["latent_dim"], hidden_units=size["hidden_units"]
     )
     variational.compile(optimizer="adam")
     variational_history = variational.fit(x_train, **fit).history
 
-    click.echo("\nTest error: squared error per image, summed over pixels in [0, 1], mean over the test images")
-    click.echo(f"{'model':<16}{'codes':>6}{'error':>10}{'PCA':>10}")
+    shared.echo("\nTest error: squared error per image, summed over pixels in [0, 1], mean over the test images")
+    shared.echo(f"{'model':<16}{'codes':>6}{'error':>10}{'PCA':>10}")
     for name, model, codes in (("undercomplete", undercomplete, 2), ("variational", variational, size["latent_dim"])):
         error = metrics.squared_error(x_test, model.predict(x_test, batch_size=1000, verbose=0))
-        click.echo(f"{name:<16}{codes:>6}{error:>10.3f}{metrics.pca_error(x_train, x_test, codes):>10.3f}")
+        shared.echo(f"{name:<16}{codes:>6}{error:>10.3f}{metrics.pca_error(x_train, x_test, codes):>10.3f}")
     logs = variational.evaluate(x_test, batch_size=1000, verbose=0, return_dict=True)
     elbo = -logs["reconstruction_loss"] - logs["kl_loss"]
-    click.echo(
+    shared.echo(
         f"variational: ELBO {elbo:.2f} nats per test image "
         f"(reconstruction {-logs['reconstruction_loss']:.2f}, KL {logs['kl_loss']:.2f})"
     )
@@ -100,9 +100,9 @@ def quickstart(dataset, folder, epochs, overwrite, data_dir):
         variational.save(beside / "variational.keras")
         for name in _PICTURES:
             figures.save(pictures[name], beside / f"{name}.png")
-        click.echo("\nExporting the variational autoencoder's encoder and decoder, and running them without Keras …")
+        shared.echo("\nExporting the variational autoencoder's encoder and decoder, and running them without Keras …")
         export_checked(variational, beside / "variational_bundle", x=x_test[:64])
-    click.echo(
+    shared.echo(
         f"""
 In {folder.resolve()}:
   *.keras              the models: keras.saving.load_model, after `import kerasae`

@@ -9,7 +9,6 @@ import functools
 import json
 import math
 import os
-import re
 import sys
 import tomllib
 import zipfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import click
 
 from kerasae import checks, writing
+from kerasae.runtime import plain
 
 
 class Numbers(click.ParamType):
@@ -134,15 +134,6 @@ def reading(given):
     if "drop" in given:
         given["drop"] = list(given["drop"])
     return given
-
-
-# What a terminal obeys instead of showing it, and what turns the direction of a line.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text):
-    """Text of any origin as a terminal may have it: control characters are written out."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
 def echo(text, **options):

@@ -225,7 +225,7 @@ def _stopping_names_resume(folder):
         from kerasae.runs.checkpoints import CHECKPOINT
 
         if (folder / CHECKPOINT / "run.json").is_file():
-            click.echo(f"\nStopped. Go on with: kerasae train --resume --folder {folder}", err=True)
+            shared.echo(f"\nStopped. Go on with: kerasae train --resume --folder {folder}", err=True)
         raise
 
 

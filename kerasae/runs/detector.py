@@ -153,9 +153,10 @@ def fit(given, folder, options, verbose="auto", start_again=False):
     }
     with writing.together(folder, files_of) as beside:
         (beside / "detector.pkl").write_bytes(pickle.dumps(detector))
-        writing.json(beside / "metrics.json", made)
         _write_scores(beside / "scores.csv", given.read, given.groups, scores, detector.offset_)
         server.write(beside / "server", detector, given.preparation, given.groups[_HELD_OUT][0], given.dialect)
+        made["server"] = {"sha256": writing.sha256(beside / "server" / "detector.json")}
+        writing.json(beside / "metrics.json", made)
         _write_report(beside, given.preparation, made, given.groups, scores)
     writing.remove(checkpoint)
     return made
@@ -188,7 +189,7 @@ def is_begun(folder):
 
 def files_of(folder):
     """Names of the files that `fit` left in a folder; none where there is no detector."""
-    server_files = {f"server/{name}" for name in ("README.md", "detector.json", "score.py")}
+    server_files = {f"server/{name}" for name in ("README.md", "detector.json", "runtime.py", "score.py")}
     inside = Path(folder) / "server"
     if not (inside / "detector.json").is_file() or not (Path(folder) / "metrics.json").is_file():
         return set()
@@ -323,8 +324,17 @@ class Scorer:
         inside = Path(folder) / "server"
         if not (inside / "detector.json").is_file():
             raise ValueError(f"{folder} is no folder that `kerasae detect fit` wrote: it has no server/detector.json.")
+        record = Path(folder) / "metrics.json"
+        if record.is_file():
+            sha256 = untrusted.json(record, {"server?": {"sha256": str}}).get("server", {}).get("sha256")
+            if sha256 not in (None, writing.sha256(inside / "detector.json")):
+                raise ValueError(
+                    f"{inside / 'detector.json'} is not the one that was written here: its sha256 is not the one in {record}. If you "
+                    f"changed it yourself, score with {inside / 'score.py'}."
+                )
         facts = untrusted.json(
-            inside / "detector.json", {"threshold": (int, float), "preparation": dict, "dialect?": dict}
+            inside / "detector.json",
+            {"threshold": (int, float), "preparation": dict, "dialect?": dict, "manifest?": str},
         )
         if not math.isfinite(facts["threshold"]):
             raise ValueError(f"{inside / 'detector.json'} is damaged: its threshold is {facts['threshold']}.")
@@ -332,7 +342,7 @@ class Scorer:
         with untrusted.damaged(inside / "detector.json"):
             self.preparation = Preparation.from_dict(facts["preparation"])
         self._dialect = facts.get("dialect", {})
-        self._score = Bundle(inside / "bundle").open("score_samples")
+        self._score = Bundle(inside / "bundle", facts.get("manifest")).open("score_samples")
 
     def read(self, data, **options):
         """`kerasae.data.files.Files` that fit the detector; options as of `kerasae.data.files.read`."""

@@ -1,8 +1,9 @@
 """The folder that scores examples on a machine without TensorFlow: the detector as a bundle, a script, and a README."""
 
+import shutil
 from pathlib import Path
 
-from kerasae import writing
+from kerasae import runtime, writing
 
 _TOLERANCE = 1e-4  # of the bundle: distances are small differences of large numbers
 
@@ -50,6 +51,7 @@ def write(folder, detector, preparation, x, dialect):
     manifest = export.export(detector, folder / "bundle", x=x, tolerance=_TOLERANCE)
     facts = {
         "format": 1,
+        "manifest": writing.sha256(folder / "bundle" / "manifest.json"),
         "threshold": detector.offset_,
         "direction": "higher is more normal; below the threshold an example is an anomaly",
         "preparation": preparation.to_dict(),
@@ -57,6 +59,7 @@ def write(folder, detector, preparation, x, dialect):
         "dialect": dialect,
     }
     writing.json(folder / "detector.json", facts)
+    shutil.copyfile(runtime.__file__, folder / "runtime.py")
     (folder / "reading").mkdir()
     for path in Path(reading.__file__).parent.glob("*.py"):
         (folder / "reading" / path.name).write_text(_standing_alone(path), encoding="utf-8")
@@ -69,6 +72,7 @@ def write(folder, detector, preparation, x, dialect):
 def _standing_alone(path):
     """A module's text, where what it imports of kerasae lies beside it."""
     text = path.read_text(encoding="utf-8").replace("from kerasae.data import reading", "import reading")
+    text = text.replace("from kerasae import runtime", "import runtime")
     return text.replace("kerasae.data.reading", "reading")
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from kerasae import writing
+from kerasae import untrusted, writing
 from kerasae.runs.checkpoints import CHECKPOINT
 
 COMMAND = (sys.executable, "-m", "kerasae.cli")  # in a process of its own
@@ -34,7 +34,7 @@ def task():
     if not text:
         return None
     try:
-        config = json.loads(text)
+        config = untrusted.json(text.encode(), {"cluster": {"worker": [str]}, "task": {"type": str}}, "it")
         addresses, kind, index = config["cluster"]["worker"], config["task"]["type"], int(config["task"]["index"])
         if kind != "worker" or set(config["cluster"]) != {"worker"} or not 0 <= index < len(addresses):
             raise KeyError(f"task {kind} {index} of {sorted(config['cluster'])}")
