@@ -68,7 +68,7 @@ def options():
         "sample weights": ("variational-dense", {}, {"sample_weight": half}),
         "shuffled, and validated": (
             "undercomplete-dense",
-            {"optimizer": sgd(1.0)},
+            {},
             {"shuffle": True, "validate": True, "epochs": 2},
         ),
         "batch normalisation and regularisers": (batch_normalised, {}, {}),
