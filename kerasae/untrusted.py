@@ -252,7 +252,7 @@ def _check_activation(config):
         is_kerass = module != "builtins" or any(hasattr(getattr(keras, room), name) for room in _FUNCTIONS)
         right = module in ("builtins", "keras.activations") and hasattr(keras.activations, name)
     else:
-        is_kerass, right = True, module.startswith(("keras.layers", "keras.src.layers"))
+        is_kerass, right = True, module.startswith("keras.layers")
     is_kerass &= module.split(".")[0] in ("keras", "builtins") and keras.saving.get_registered_object(name) is None
     if is_kerass and (not right or name in _NO_FUNCTIONS):
         raise ValueError(
