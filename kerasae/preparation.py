@@ -230,6 +230,12 @@ class Preparation:
 
     def describe(self):
         """In words."""
+        what = {"images": "images", "array": "arrays", "table": "rows"}[self.kind]
+        return f"{what} of shape {self.shape}, {self.way}"
+
+    @property
+    def way(self):
+        """How values become examples, in words."""
         scaled = "each column scaled" if len(self.scale) > 1 else "values scaled"
         ways = {
             "pixels": "pixels in [0, 1]" if self.scale == (1.0,) else "pixels of 0 to 255 scaled to [0, 1]",
@@ -237,8 +243,7 @@ class Preparation:
             "minmax": f"{scaled} to [0, 1] by the training data's range",
             "standard": f"{scaled} to mean 0 and variance 1 on the training data",
         }
-        what = {"images": "images", "array": "arrays", "table": "rows"}[self.kind]
-        return f"{what} of shape {self.shape}, {ways[self.scaling]}"
+        return ways[self.scaling]
 
     @property
     def changes_nothing(self):

@@ -3,6 +3,8 @@
 import gzip
 import logging
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -319,5 +321,52 @@ def test_all_kinds_of_images_are_read_or_said(tmp_path, caplog):
     ]
     np.testing.assert_allclose(read.values, np.broadcast_to([200, 40, 40], read.values.shape), atol=3)
     assert (
-        "9 images to 8x8 pixels, rgb, 8 bits, the first page alone of 1 with several, left out 1 .heic" in caplog.text
+        "9 images to 8x8 pixels, rgb, 8 bits, the first page alone of 1 with several, left out 1 .heic (export photos of phones as JPEG)"
+        in caplog.text
     )
+    assert len(caplog.records) == 1
+
+
+def png_of_16_bits(path, pixels):
+    """An RGB file of 16 bits per colour, which Pillow doesn't write; pixels are uint16 of (height, width, 3)."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_colours_of_16_bits_are_cut_to_the_upper_8_and_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    png_of_16_bits(tmp_path / "a.png", np.full((4, 4, 3), [0x8123, 0x40FF, 0xFFFF], "uint16"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(files.read(tmp_path).values[0, 0, 0], [0x81, 0x40, 0xFF])
+    assert "8 bits, 1 of them of 16 bits per colour, of which Pillow reads the upper 8" in caplog.text
+
+
+def test_folders_that_cant_be_read_and_broken_links_are_said(tmp_path, caplog, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    own = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(
+        ValueError, match=r"closed \(a folder: Permission denied\), gone.png \(.*No such file.*--skip-unreadable"
+    ):
+        files.read(tmp_path)
+    assert files.read(tmp_path, skip_unreadable=True).names == ["a.png"]
+    assert len(caplog.records) == 1
+    assert "left out 2 that can't be read: closed (a folder: Permission denied), gone.png" in caplog.text
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "gone.png").unlink()
+    with pytest.raises(ValueError, match=r"no images in .*closed can't be read: Permission denied"):
+        files.read(tmp_path)

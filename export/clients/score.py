@@ -10,6 +10,7 @@ error; the exit code is then 1, as it is where nothing can be scored.
 """
 
 import csv
+import functools
 import itertools
 import signal
 import sys
@@ -112,8 +113,11 @@ def examples(detector, path, array=None):
         raise ValueError(f"There is no file or folder {path}.")
     if path.is_dir() or suffix in pixels.SUFFIXES:
         detector.mode()
-        root = path if path.is_dir() else path.parent
-        for photo in sorted(pixels.walk(path)) if path.is_dir() else [path]:
+        root, closed = path if path.is_dir() else path.parent, []
+        found = sorted(pixels.walk(path, closed)) if path.is_dir() else [path]
+        for error in closed:
+            yield pixels.name(Path(error.filename), root), functools.partial(_raise, error)
+        for photo in found:
             name = pixels.name(photo, root)
             if reading.suffix(photo) in pixels.SUFFIXES:
                 yield name, lambda photo=photo: detector.photo(photo)
@@ -134,6 +138,10 @@ def examples(detector, path, array=None):
         raise ValueError(
             f"{path} must be a folder of photos, or end in .npy, .npz or one of {', '.join(reading.TABLES + pixels.SUFFIXES)}."
         )
+
+
+def _raise(error):
+    raise error
 
 
 def main(path, array=None):

@@ -179,6 +179,7 @@ def held_out(opened, data_dir):
     if opened.recipe is None:
         raise click.UsageError("Which data? --data names a dataset, a folder of images, or an array or table file.")
     loaded = examples.load(opened.recipe, data_dir)
+    _logger.log(loaded.weight, loaded.line)
     facts, now = opened.facts or loaded.facts, loaded.facts
     if facts.get("fingerprint") != now.get("fingerprint"):
         raise ValueError(

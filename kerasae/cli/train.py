@@ -178,15 +178,14 @@ def _train(what, data, folder, settings, workers, wait, overwrite, data_dir, loc
             loaded = examples.load(draft, data_dir, False if likelihood_is_open else None)
         recipe = drafts.completed(changes, loaded, all_open=recipe is None)
     facts = loaded.facts
-    say = _logger.debug if local_worker else _logger.info  # the process that started it has said so
-    say(
-        "%s: %s; %d to train on, %d to test on",
-        facts["data"],
-        loaded.preparation.describe(),
-        facts["num_train"],
-        facts["num_test"],
+    # The process that started a local worker has said so.
+    _logger.log(logging.DEBUG if local_worker else loaded.weight, loaded.line)
+    _logger.log(
+        logging.DEBUG if local_worker else logging.INFO,
+        "%s: %s",
+        recipe.family,
+        ", ".join(f"{name}={value}" for name, value in recipe.model.items()),
     )
-    say("%s: %s", recipe.family, ", ".join(f"{name}={value}" for name, value in recipe.model.items()))
     fingerprint = facts.get("fingerprint")
     if strategy is not None:
         checkpoint = processes.checkpoint(folder, task[0])

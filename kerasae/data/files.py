@@ -24,7 +24,8 @@ _MINIMUM = 10  # examples: fewer can't be split into training and test data
 class Files:
     """Examples as read: `values` as stored, `(n, ...)`; `names` of the images; `labels`, integers into `classes`, or None.
 
-    `rows` are the numbers of the examples in their file, from 1, if some were left out, else None; `levels` is `Preparation`'s.
+    `rows` are the numbers of the examples in their file, from 1, if some were left out, else None; `levels` is `Preparation`'s; `said` is
+    what was read, in words.
     """
 
     kind: str  # "images", "array" or "table"
@@ -36,6 +37,12 @@ class Files:
     classes: list | None = None
     rows: np.ndarray | None = None
     levels: tuple | None = None
+    said: str = ""
+
+    @property
+    def weight(self):
+        """The level at which what was read is logged: a warning where something was left out."""
+        return logging.WARNING if "left out" in self.said else logging.INFO
 
     def numbers(self, indices):
         """What to call these examples: their files' names, or their numbers in the file, from 1."""
@@ -55,6 +62,7 @@ def read(
     labels=None,
     skip_unreadable=False,
     fallback_size=None,
+    quiet=False,
     **dialect,
 ):
     """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table; logs in one line what was read.
@@ -74,6 +82,7 @@ def read(
         skip_unreadable: whether images that can't be read, rows with gaps and columns of text are left out, with a warning, instead of an
             error.
         fallback_size: `image_size` if none is given and images differ in size, or are large. Default: an error.
+        quiet: whether the line is left to the caller.
         **dialect: of a CSV table, where what it looks like misleads: `header=False` if its first line is a row, `decimal=","`,
             `encoding="latin-1"`, `separator=";"`.
 
@@ -87,7 +96,8 @@ def read(
     Example:
 
     ```python
-    from kerasae.data import files, preparation
+    from kerasae import preparation
+    from kerasae.data import files
 
     np.save("mine.npy", np.random.default_rng(0).normal(size=(20, 5)))  # or a folder of photos, with image_size=(64, 64)
     mine = files.read("mine.npy")
@@ -114,9 +124,13 @@ def read(
             values, taken, labels, rows, said = tables.read(path, like, columns, drop, labels, skip_unreadable, dialect)
             kind = "table" if taken else "array"  # lists and tensors are an array's
         fingerprint = writing.sha256(path)
-    _logger.log(logging.WARNING if "left out" in said else logging.INFO, "%s: %s", path.name, said)
     labels, classes = (None, None) if labels is None else _encode_labels(labels)
-    return Files(kind, values, f"sha256:{fingerprint}", names, taken, labels, classes, rows, levels)
+    found = Files(
+        kind, values, f"sha256:{fingerprint}", names, taken, labels, classes, rows, levels, f"{path.name}: {said}"
+    )
+    if not quiet:
+        _logger.log(found.weight, found.said)
+    return found
 
 
 def check(
@@ -135,7 +149,12 @@ def check(
     if path.is_dir() or suffix(path) in images.SUFFIXES:
         given = {"array": array, "columns": columns, "drop": drop, "labels": labels, **dialect}
         _refuse(given, "a folder of images", path)
-        if path.is_dir() and not any(suffix(p) in images.SUFFIXES for p in images.walk(path)):
+        closed = []
+        if path.is_dir() and not any(suffix(p) in images.SUFFIXES for p in images.walk(path, closed)):
+            if closed:
+                raise ValueError(
+                    f"There are no images in {path}, and {closed[0].filename} can't be read: {closed[0].strerror}."
+                )
             others = collections.Counter(suffix(p) or p.name for p in images.walk(path)).most_common(3)
             raise ValueError(
                 f"There are no images in {path}: expected files that end in {', '.join(images.SUFFIXES)}. "

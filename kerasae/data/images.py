@@ -2,17 +2,15 @@
 
 import collections
 import concurrent.futures
-import logging
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 
 from kerasae import checks, writing
 from kerasae.data.reading import pixels, suffix
 from kerasae.data.reading.pixels import SUFFIXES, walk
-
-_logger = logging.getLogger(__name__)
 
 COLORS = {"grey": ("L", 1), "rgb": ("RGB", 3)}
 _LARGEST_SIDE = 256  # pixels; larger images are not taken as they are without being asked for
@@ -26,15 +24,16 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
         was black and white in pixels that are no bytes, or None; and what was read, in words.
     """
     root = path if path.is_dir() else path.parent
-    found = sorted(walk(path)) if path.is_dir() else [path]
+    closed, notes = [], []
+    found = sorted(walk(path, closed)) if path.is_dir() else [path]
     paths = [p for p in found if suffix(p) in SUFFIXES]
-    headers, unreadable = {}, {}
+    headers, unreadable = {}, {Path(error.filename): f"a folder: {error.strerror}" for error in closed}
     for p in paths:
         try:
             headers[p] = pixels.header(p)
         except Exception as error:  # Pillow's decoders may raise anything
             unreadable[p] = pixels.reason(error, p)
-    _report_unreadable(unreadable, root, skip_unreadable, bool(headers))
+    notes += _left_out(unreadable, root, skip_unreadable, bool(headers))
     if like is not None:
         shape = like.shape if len(like.shape) == 3 else (*like.shape, 1)
         image_size, color = shape[:2], {1: "grey", 3: "rgb"}.get(shape[2])
@@ -43,7 +42,8 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
     color = color or ("grey" if all(grey for _, grey, *_ in headers.values()) else "rgb")
     mode, channels = COLORS[checks.choice(color, "color", COLORS)]
     if image_size is None:
-        image_size = _common_size([size for size, *_ in headers.values()], path, fallback_size)
+        image_size, note = _common_size([size for size, *_ in headers.values()], path, fallback_size)
+        notes += note
     height, width = checks.positive_ints(image_size, "image_size")
     checks.memory((len(headers), height, width, channels), np.uint8, path)
     values = np.empty((len(headers), height, width, channels), np.uint8)
@@ -69,10 +69,12 @@ def read(path, like, image_size, color, skip_unreadable, fallback_size):
                 unreadable[tasks[task]] = pixels.reason(error, tasks[task])
             progress.update()
     kept = [i for i, p in enumerate(headers) if p not in unreadable]
-    _report_unreadable({p: unreadable[p] for p in headers if p in unreadable}, root, skip_unreadable, bool(kept))
+    notes += _left_out({p: unreadable[p] for p in headers if p in unreadable}, root, skip_unreadable, bool(kept))
     names = [pixels.name(p, root) for p in headers]
     others = collections.Counter(map(suffix, set(found) - set(paths)))
-    said = f"{len(kept):,} images to {width}x{height} pixels, {color}{_said(headers, deep, levels, others)}"
+    said = ", ".join(
+        [f"{len(kept):,} images to {width}x{height} pixels, {color}{_said(headers, deep, levels, others)}", *notes]
+    )
     if len(kept) < len(names):
         values, names, digests = values[kept], [names[i] for i in kept], [digests[i] for i in kept]
     fingerprint = writing.sha256("\n".join(f"{d} {n}" for d, n in zip(digests, names, strict=True)).encode())
@@ -95,34 +97,39 @@ def _said(headers, deep, levels, others):
         said = ", 8 bits"
     if beyond := sum(high > levels[1] for _, high, _ in deep) if levels else 0:
         said += f", {beyond:,} with values beyond, which are cut"
-    if several := sum(pages > 1 for _, _, pages, _ in headers.values()):
+    if cut := sum(is_cut for *_, is_cut, _ in headers.values()):
+        said += f", {cut:,} of them of 16 bits per colour, of which Pillow reads the upper 8"
+    if several := sum(pages > 1 for _, _, pages, *_ in headers.values()):
         said += f", the first page alone of {several:,} with several"
     if others:
         said += ", left out " + ", ".join(f"{n:,} {end or 'without a suffix'}" for end, n in others.most_common(5))
+        if {".heic", ".heif"} & set(others):
+            said += " (export photos of phones as JPEG)"
     return said
 
 
-def _report_unreadable(unreadable, root, skip, any_left):
+def _left_out(unreadable, root, skip, any_left):
+    """What is said of images that can't be read, a list of no or one phrase; an error unless they are to be left out."""
     if not unreadable:
-        return
+        return []
     named = checks.listed(f"{pixels.name(p, root)} ({reason})" for p, reason in unreadable.items())
     message = f"{len(unreadable)} of the images can't be read: {named}."
     if not skip or not any_left:
         raise ValueError(f"{message} Remove them, or leave them out with skip_unreadable (--skip-unreadable).")
-    _logger.warning("%s They are left out.", message)
+    return [f"left out {len(unreadable):,} that can't be read: {named}"]
 
 
 def _common_size(sizes, path, fallback):
+    """`((height, width), notes)`: the size to bring all images to, and what is said of it."""
     counts = collections.Counter(sizes)
     (small, *_), (*_, large) = (sorted(counts, key=math.prod) for _ in range(2))
     if small == large and max(small) <= _LARGEST_SIDE:
-        return small
+        return small, []
     few = f"{small[1]}x{small[0]}"
     have = few if small == large else f"{len(counts)} different sizes, from {few} to {large[1]}x{large[0]}"
     have += " pixels"
     if fallback is not None:
-        _logger.info("The images have %s: scaled to cover %dx%d and cropped around the middle.", have, *fallback[::-1])
-        return fallback
+        return fallback, [f"of {have}, scaled to cover and cropped around the middle"]
     large = ", which is large for an autoencoder" if small == large else ""
     raise ValueError(
         f"The images in {path} have {have}{large}. Pass image_size (--image-size 64): images are then scaled to cover it and cropped "

@@ -60,7 +60,8 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
     from kerasae.data import files
     from kerasae.data.reading import dialect
 
-    read = files.read(data, **reading, fallback_size=_IMAGE_SIZE if files.check(data) == "images" else None)
+    fallback = _IMAGE_SIZE if files.check(data) == "images" else None
+    read = files.read(data, **reading, fallback_size=fallback, quiet=True)
     train, test = files.split(len(read.values), test_fraction, seed)
     preparation = _preparation(read, train)
     groups = {_HELD_OUT: (preparation.apply(read.values[test]), read.numbers(test))}
@@ -70,7 +71,7 @@ def examples(data, anomalies=None, test_fraction=0.1, seed=0, max_samples=_MAX_S
         groups[_KNOWN] = (preparation.apply(known.values), known.numbers(range(len(known.values))))
     _check_memory(data, len(train), preparation.shape, checks.positive_int(max_samples, "max_samples"), n_references)
     x_train = preparation.apply(read.values[train])
-    _logger.info("%s: %s; %d to fit, %d held out", Path(data).name, preparation.describe(), len(train), len(test))
+    _logger.log(read.weight, "%s; %s; %d to fit, %d held out", read.said, preparation.way, len(train), len(test))
     return Examples(data, read, preparation, x_train, groups, seed, dialect(data, reading))
 
 

@@ -1,15 +1,21 @@
 """The examples that a recipe names, loaded, split and scaled."""
 
 import dataclasses
+import logging
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What a recipe's data are: `train` and `test`, each `(x, y)`, y None without labels; and `facts` of them, for `data.json`."""
+    """What a recipe's data are: `train` and `test`, each `(x, y)`, y None without labels; and `facts` of them, for `data.json`.
+
+    `line` says what was read, what becomes of it and how it is split; it is to be logged at the level `weight`.
+    """
 
     train: tuple
     test: tuple
     facts: dict
+    line: str = ""
+    weight: int = logging.INFO
 
     @property
     def preparation(self):
@@ -49,8 +55,9 @@ def load(recipe, data_dir=None, unit_interval=None):
     if source.name is not None:
         train, test = datasets.load_with_labels_if_any(source.name, data_dir)
         preparation, facts, classes = of_dataset(train[0].shape[1:]), {}, None
+        said, weight = f"{source.title}: {preparation.describe()}", logging.INFO
     else:
-        read = files.read(source.path, **{name: getattr(source, name) for name in files.OPTIONS})
+        read = files.read(source.path, quiet=True, **{name: getattr(source, name) for name in files.OPTIONS})
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
         if unit_interval is None and values.ndim == 2 and source.scaling == "auto":
@@ -63,7 +70,8 @@ def load(recipe, data_dir=None, unit_interval=None):
             check_unscaled(values[indices[0]], read.columns, "--scaling standard")
         checks.memory(values.shape, "float32", source.path)
         train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
-        facts = {"fingerprint": read.fingerprint}
+        facts, weight = {"fingerprint": read.fingerprint}, read.weight
+        said = f"{read.said}; {preparation.way}"
         if read.names is not None:
             facts["test_files"] = [read.names[i] for i in indices[1]]
         else:
@@ -79,6 +87,8 @@ def load(recipe, data_dir=None, unit_interval=None):
             "classes": classes,
             **facts,
         },
+        f"{said}; {len(train[0]):,} to train on, {len(test[0]):,} to test on",
+        weight,
     )
 
 

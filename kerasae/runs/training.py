@@ -36,7 +36,9 @@ def run(recipe, folder, text=None, data_dir=None, verbose="auto", complete=None,
         ValueError: where the run in the folder was begun with another recipe, or its data has changed since.
     """
     recipes.check(recipe)
-    loaded = loaded or examples.load(recipe, data_dir)
+    if loaded is None:
+        loaded = examples.load(recipe, data_dir)
+        _logger.log(loaded.weight, loaded.line)
     folder = Path(folder)
     checkpoint = folder / CHECKPOINT
     text = text or recipes.to_toml(recipe)

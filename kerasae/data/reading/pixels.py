@@ -12,17 +12,24 @@ SUFFIXES = (
 )
 
 
-def walk(folder):
-    """The folder's files at every depth, in linked folders too, but for hidden ones and those that archives add."""
+def walk(folder, closed=None):
+    """The folder's files at every depth, in linked folders too, but for hidden ones and those that archives add.
+
+    Folders that can't be read are added to `closed`, a list of `OSError`.
+    """
     seen = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(
+        folder, followlinks=True, onerror=[].append if closed is None else closed.append
+    ):
         status = os.stat(here)
         if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if _shown(name)]
-        yield from (path for name in names if _shown(name) and (path := Path(here, name)).is_file())
+        for path in (Path(here, name) for name in names if _shown(name)):
+            if path.is_file() or not path.exists():  # a broken link can't be read, and a pipe would be waited for
+                yield path
 
 
 def _shown(name):
@@ -46,21 +53,27 @@ def reason(error, path):
 
 
 def header(path):
-    """`((height, width) as seen, whether it is grey, its pages, (lowest, highest, dtype) of pixels that are no bytes or None)`."""
+    """What stands in a file, as a tuple.
+
+    `(height, width)` as seen; whether it is grey; how many pages it has; whether Pillow cuts its 16 bits per colour to the upper 8; and
+    `(lowest, highest, dtype)` of pixels that are no bytes, or None.
+    """
     from PIL import Image
 
     with Image.open(path) as image:
         width, height = image.size
+        deep = _is_deep(image)
+        # As the decoder names what is stored, until it has read it: "RGB;16B".
+        is_cut = not deep and ";16" in str(getattr(image, "tile", ""))
         if image.getexif().get(0x0112, 1) >= 5:  # its orientation lies it on its side
             width, height = height, width
-        deep = _is_deep(image)
         pages = getattr(image, "n_frames", 1)
         extremes = None
         if deep:
             image.seek(0)
             values = _finite(image)
             extremes = float(values.min()), float(values.max()), values.dtype
-        return (height, width), image.mode in ("1", "L", "LA") or deep, pages, extremes
+        return (height, width), image.mode in ("1", "L", "LA") or deep, pages, is_cut, extremes
 
 
 def levels(low, high, dtype):
