@@ -68,6 +68,23 @@ class Bundle:
 
     def read(self, name):
         """The bytes of one of the bundle's files; raises ValueError unless they are what was exported."""
+
+        def whole(path):
+            content = path.read_bytes()
+            return content, hashlib.sha256(content)
+
+        return self._checked(name, whole)
+
+    def path(self, name):
+        """The path of one of the bundle's files, for what is too large to be read at once; raises as `read`."""
+
+        def streamed(path):
+            with path.open("rb") as file:
+                return path, hashlib.file_digest(file, "sha256")
+
+        return self._checked(name, streamed)
+
+    def _checked(self, name, read):
         if name not in self.manifest["files"]:
             raise ValueError(f"The bundle {self.folder} has no {name}.")
         path = self.folder / name
@@ -79,12 +96,12 @@ class Bundle:
                 raise ValueError(
                     f"{path} is not the file that was exported: its SHA-256 and its size, {size:,} bytes, are others."
                 )
-            content = path.read_bytes()
+            result, sha256 = read(path)
         except OSError as error:
             raise ValueError(f"The bundle's {name} can't be read: {error}") from error
-        if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]["sha256"]:
+        if sha256.hexdigest() != self.manifest["files"][name]["sha256"]:
             raise ValueError(f"{self.folder / name} is not the file that was exported: its SHA-256 is another.")
-        return content
+        return result
 
     def entry(self, part):
         """The manifest's entry of a part that has an ONNX file."""
@@ -101,7 +118,7 @@ class Bundle:
         stated = {
             "ranges": self._ranges(entry),
             "divisor": self._divisor(entry),
-            "data": data and {data: self.read(data)},
+            "data": data and self.path(data),
         }
         return OnnxFunction(self.read(entry["onnx"]["file"]), **stated, **options)
 
@@ -135,7 +152,7 @@ class OnnxFunction:
         ranges: `{input: (lowest, highest)}`, where they are known; whole numbers beyond, and what looks like 8-bit images where it is
             (0, 1), are refused.
         divisor: of bytes that images are given as where the file takes real numbers. Default: unknown, and they are refused.
-        data: `{name: bytes}` of another file that holds its large weights. Default: all lie in `content`.
+        data: path of the file that holds its large weights, where they don't lie in `content`: ONNX Runtime reads it from there.
 
     Attributes:
         content: as given.
@@ -147,11 +164,10 @@ class OnnxFunction:
     ):
         import onnxruntime
 
-        _check_onnx(memoryview(content), data or ())
+        _check_onnx(memoryview(content), data and data.name)
         options = onnxruntime.SessionOptions()
         if data:
-            names, contents = list(data), list(data.values())
-            options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data.parent))
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
@@ -324,18 +340,18 @@ _ONNX_FIELDS = {
 }
 
 
-def _check_onnx(content, files=()):
-    """Raises on a file whose weights lie in other files than these: ONNX Runtime would read them from wherever the file says."""
+def _check_onnx(content, data=None):
+    """Raises on a file whose weights lie in other files than `data`: ONNX Runtime would read them from wherever the file says."""
     todo = [("model", content)]
     try:
         while todo:
             kind, message = todo.pop()
             if kind == "elsewhere":
                 entry = {number: bytes(value) for number, value in _fields(message) if not isinstance(value, int)}
-                if entry.get(1) == b"location" and entry.get(2) not in [name.encode() for name in files]:
+                if entry.get(1) == b"location" and entry.get(2) != data.encode():
                     raise ValueError("An ONNX file whose weights lie in another file is not opened.")
             for number, value in _fields(message):
-                if kind == "tensor" and not files and (number == 13 or (number == 14 and value != 0)):
+                if kind == "tensor" and data is None and (number == 13 or (number == 14 and value != 0)):
                     raise ValueError("An ONNX file whose weights lie in another file is not opened.")
                 if number in _ONNX_FIELDS[kind] and not isinstance(value, int):
                     todo.append((_ONNX_FIELDS[kind][number], value))

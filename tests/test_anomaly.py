@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from keras import ops
 from scipy.ndimage import gaussian_filter
 from scipy.special import logsumexp
 from sklearn.base import clone
@@ -69,6 +70,16 @@ def test_the_largest_distance_counts(rng, far, unit):
         np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-4)
     expected = largest(distances, nearby, usual[numbers], units)
     np.testing.assert_allclose(layer(x), expected, rtol=2e-4, atol=1e-4)
+
+
+def test_the_input_is_clipped_once(rng, monkeypatch):
+    layer, _ = fitted_distance(x := rng.normal(size=(30, 4)).astype("float32"), x)
+    calls, own = [], ops.clip
+    monkeypatch.setattr(ops, "clip", lambda *given: calls.append(given[1:]) or own(*given))
+    far = np.float32([[3e8, -3e8, 0, 1], [1e6, -1e6, 0, 1]])
+    first, second = layer(far).numpy()
+    assert first == second  # beyond 1e6 all is as far
+    assert calls == [(-1e6, 1e6)]
 
 
 def test_small_distances_of_many_features_are_exact(rng):

@@ -558,7 +558,7 @@ def test_large_constants_of_more_than_2_gib_lie_in_a_file_of_their_own(tmp_path,
             opened()
     elsewhere = (folder / "score.onnx").read_bytes().replace(b"score.onnx.data", b"../score.x.data")
     with pytest.raises(ValueError, match="weights lie in another file is not opened"):
-        runtime.OnnxFunction(elsewhere, data={"score.onnx.data": (folder / "score.onnx.data").read_bytes()})
+        runtime.OnnxFunction(elsewhere, data=folder / "score.onnx.data")
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -254,6 +254,13 @@ def test_keras_callbacks_find_every_optimiser(x):
     model.optimizer.learning_rate = 1e-3
     assert [float(o.learning_rate) for o in model.optimizer.optimizers] == pytest.approx([1e-3] * 3)
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+    rate = model.optimizer.learning_rate
+    rate.assign(rate * 0.5)
+    assert [float(o.learning_rate) for o in (model.optimizer, *model.optimizer.optimizers)] == pytest.approx([5e-4] * 4)
+    model.optimizer["generator"].learning_rate.assign(1e-5)
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.1, patience=1, min_delta=1e9)
+    fit(model, x, epochs=2, callbacks=[plateau])
+    assert [float(o.learning_rate) for o in model.optimizer.optimizers] == pytest.approx([5e-5, 5e-5, 1e-6])
 
 
 def test_averaged_weights_are_taken_over_group_by_group(x):

@@ -27,7 +27,7 @@ class File(pydantic.BaseModel):
     bytes: pydantic.NonNegativeInt
 
 
-class Figure(pydantic.BaseModel):
+class Result(pydantic.BaseModel):
     """The first result in a model's metrics."""
 
     metric: str
@@ -42,7 +42,7 @@ class Entry(pydantic.BaseModel):
     dataset: str
     kerasae: str = pydantic.Field(pattern=r"^\d+\.\d+")
     keras: str
-    figure: Figure | None
+    figure: Result | None
     # Only these names: an index can't reach any other file.
     files: dict[Literal[FILES], File]
 

@@ -49,14 +49,14 @@ def make(recipe_path, folder, data_dir=None, verbose="auto", overwrite=False):
 
     def complete(beside, model, loaded, history, facts):
         (beside / "card.md").write_text(card(recipe, facts))
-        figure = figures.training_curves(history)
+        picture = figures.training_curves(history)
         if loaded.images:
             shown = loaded.test[0][:10]
             rows = {"input": shown, "reconstruction": model.predict(shown, verbose=0)}
             if model.prior is not None:
                 rows["sample"] = model.sample(10, seed=0)
-            figure = figures.reconstructions(rows)
-        figures.save(figure, beside / "preview.png")
+            picture = figures.reconstructions(rows)
+        figures.save(picture, beside / "preview.png")
 
     # The recipe's own text, unless it names data by a path, which is relative to the recipe's folder.
     text = Path(recipe_path).read_text() if recipe.data.path is None else None
@@ -214,12 +214,12 @@ def card(recipe, facts):
         f"batches of {training.batch_size}, {training.epochs} epochs, seed {recipe.seed}",
         "- Versions: " + ", ".join(f"{name} {v}" for name, v in facts["versions"].items()),
         "",
-        "| figure | value | unit | protocol | published |",
+        "| metric | value | unit | protocol | published |",
         "|---|---|---|---|---|",
     ]
     for record in facts["metrics"]:
         lines.append(
-            f"| {_figure(record)} | {record['value']:.4g} | {record['unit']} | "
+            f"| {_metric(record)} | {record['value']:.4g} | {record['unit']} | "
             f"{record['protocol']}; {record['num_examples']:,} images | {_published(record)} |"
         )
     lines += [
@@ -242,9 +242,9 @@ def table(folder):
     lines = [
         "# The zoo",
         "",
-        "Every figure is of the test images, with the protocol that each model's card gives. Errors and nats: lower is better.",
+        "Every number is of the test images, with the protocol that each model's card gives. Errors and nats: lower is better.",
         "",
-        "| model | parameters | file | figure | value | unit | published |",
+        "| model | parameters | file | metric | value | unit | published |",
         "|---|---:|---:|---|---:|---|---|",
     ]
     for path in sorted(Path(folder).glob("*/metrics.json")):
@@ -253,14 +253,14 @@ def table(folder):
         first = f"[{model_id}]({model_id}/card.md) | {facts['model']['parameters']:,} | {facts['model']['bytes'] / 1e6:.1f} MB"
         for record in facts["metrics"]:
             lines.append(
-                f"| {first} | {_figure(record)} | {record['value']:.4g} | {record['unit']} | {_published(record)} |"
+                f"| {first} | {_metric(record)} | {record['value']:.4g} | {record['unit']} | {_published(record)} |"
             )
             first = "| | "
     lines += ["", f"{_MARK} from each model's `metrics.json`; `index.json` holds the sha256 of every file.", ""]
     return "\n".join(lines)
 
 
-def _figure(record):
+def _metric(record):
     arguments = ", ".join(f"{k}={v}" for k, v in record["arguments"].items())
     return record["metric"] + (f" ({arguments})" if arguments else "")
 

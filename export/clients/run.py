@@ -25,15 +25,16 @@ def load(bundle):
 
 
 def runner(bundle, part, manifest):
-    contents = {name: (bundle / name).read_bytes() for name in part["onnx"].values()}
-    for name, content in contents.items():
+    def checked(name):
+        content = (bundle / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
             raise ValueError(f"{bundle / name} is not the file that was exported: its SHA-256 is different.")
-    graph, options = contents.pop(part["onnx"]["file"]), onnxruntime.SessionOptions()
-    if contents:  # weights of more than 2 GiB lie in a file of their own
-        lengths = [len(content) for content in contents.values()]
-        options.add_external_initializers_from_files_in_memory([*contents], [*contents.values()], lengths)
-    session = onnxruntime.InferenceSession(graph, options)
+        return content
+
+    options, files = onnxruntime.SessionOptions(), part["onnx"]
+    if "data" in files and checked(files["data"]):  # weights of more than 2 GiB, which ONNX Runtime reads from there
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
+    session = onnxruntime.InferenceSession(checked(files["file"]), options)
     ports = {port["name"]: port for port in part["inputs"]}
     names = [port["name"] for port in part["outputs"]]
 

@@ -91,7 +91,7 @@ def run(
     opened = runtime.Bundle(bundle)
     checked = parquet.part_of(opened, part)
     for name in checked["onnx"].values():
-        opened.read(name)  # raises if it was changed
+        opened.path(name)  # raises if it was changed
     tasks = _tasks(inputs, output)
     try:
         writing.writable(output, "output")

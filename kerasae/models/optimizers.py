@@ -1,5 +1,6 @@
 """Several optimisers in one training step: each lowers the terms of its group by the variables of its group."""
 
+import copy
 from typing import NamedTuple
 
 import keras
@@ -80,7 +81,7 @@ def each(optimizer):
 class GroupedOptimizer(keras.optimizers.Optimizer):
     """The optimisers of a model's groups, `model.optimizer["discriminator"]`, as Keras's callbacks and files take them.
 
-    `iterations` and `learning_rate` are those of the first group; setting `learning_rate` sets all.
+    `iterations` and `learning_rate` are those of the first group; setting `learning_rate`, or its `assign`, sets all.
 
     Args:
         by_group: `{name of a group: optimiser}`.
@@ -122,7 +123,12 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def learning_rate(self):
-        return self._optimizers[0].learning_rate
+        rate = self._optimizers[0].learning_rate
+        if not isinstance(rate, keras.Variable):  # of a schedule
+            return rate
+        common = copy.copy(rate)  # of the same value, while the group's own variable stays its own
+        common.assign = lambda value: setattr(self, "learning_rate", value)
+        return common
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):

@@ -36,7 +36,7 @@ def fitted_distance(x, references, bandwidths=None):
     if bandwidths is None:
         # A thousand rows, at random as they come, tell the median.
         squares = np.concatenate(
-            [_squares(x[i : i + 250], references, own[i : i + 250]) for i in range(0, min(len(x), 1000), 250)]
+            [_squares(_clipped(x[i : i + 250]), references, own[i : i + 250]) for i in range(0, min(len(x), 1000), 250)]
         )
         rank = min(_NEIGHBOUR, max(len(x) - 1, 1)) - 1
         neighbour = np.median(np.partition(squares, rank, axis=1)[:, rank])
@@ -84,7 +84,7 @@ class RelativeDistance(keras.layers.Layer):
 
         With `own`, integers `(batch,)`, without the references of these numbers.
         """
-        x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
+        x = _clipped(x)
         squares = _squares(x, self.references, own)
         others = max(self.shape[0] - 1, 1)
         k, num_near = min(_NUM_NEIGHBOURS, others), min(_NUM_NEIGHBOURS + _SPARE_NEIGHBOURS, others)
@@ -122,6 +122,10 @@ class RelativeDistance(keras.layers.Layer):
         return {**super().get_config(), "shape": self.shape, "bandwidths": self.bandwidths}
 
 
+def _clipped(x):
+    return ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
+
+
 def _square(x, references):
     return ops.sum(ops.square(x - references), axis=1)
 
@@ -129,7 +133,6 @@ def _square(x, references):
 def _squares(x, references, own=None):
     """Squared distances, `(batch, R)`; that of the reference with the number `own` is beyond all others, unless there is no other."""
     num_references, features = references.shape
-    x = ops.clip(ops.cast(x, "float32"), -_FARTHEST, _FARTHEST)
     # ||x - r||^2 = ||x||^2 - 2 x r + ||r||^2: one product. Rounding can make it negative.
     products = ops.matmul(x, ops.transpose(references))
     squares = ops.sum(ops.square(x), axis=1, keepdims=True) + ops.sum(ops.square(references), axis=1)
