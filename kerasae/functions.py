@@ -173,7 +173,7 @@ def _check_names(side, others):
         )
 
 
-def of_network(name, meaning, network, output, answer, input=("x", "examples, unscaled"), units=None):
+def of_network(name, meaning, network, output, answer, input=("x", "examples, unscaled"), units=None, missing=False):
     """A function of a fitted estimator: one graph from the raw input to the answer.
 
     Args:
@@ -183,6 +183,7 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         answer: the estimator's own method, NumPy to NumPy, with which files are compared.
         input: `(name, meaning)` of the input's port.
         units: as in `Function`.
+        missing: whether NaN is taken, for a missing value.
 
     Raises:
         ValueError: if the network computes in another precision than float32.
@@ -201,7 +202,7 @@ def of_network(name, meaning, network, output, answer, input=("x", "examples, un
         name,
         name,
         meaning,
-        (port(input, network.inputs[0]),),
+        (replace(port(input, network.inputs[0]), missing=missing),),
         (result,),
         lambda x: [network(x, training=False)],
         lambda x: [tf.convert_to_tensor(answer(x), result.dtype)],

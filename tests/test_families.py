@@ -93,6 +93,7 @@ def test_records_are_read_without_importing_the_families():
     assert set(declared) == {record.name for record in ours()}
     for record in ours():
         facts = {"title": record.title, "purpose": record.purpose, "paper": record.paper}
+        facts |= {"takes_missing": True} if record.takes_missing else {}
         assert declared[record.name] == facts | ({"real_valued": record.real_valued} if record.real_valued else {})
 
 

@@ -1,15 +1,18 @@
 """Networks of any shape give back the shape they took; kinds of networks; which encoder and decoder fit together."""
 
 import math
+import sys
 
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from keras import layers
 
 from kerasae import builders, networks, tasks
+from kerasae.cli.app import cli
 from kerasae.registry import NETWORKS
-from kerasae.runs import recipes
+from kerasae.runs import recipes, training
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,39 @@ def test_a_recipe_imports_the_module_that_registers_a_kind(tmp_path, monkeypatch
     finally:
         NETWORKS.remove("renamed")
     assert "modules" not in recipes.to_toml(recipe.model_copy(update={"modules": None}))
+
+
+def test_a_run_is_opened_with_the_modules_of_its_recipe(tmp_path, monkeypatch):
+    (tmp_path / "layers_of_mine.py").write_text(
+        "import keras\nimport kerasae\nfrom kerasae.networks.dense import Dense\n\n\n"
+        "@keras.saving.register_keras_serializable('mine')\nclass Doubled(keras.layers.Layer):\n"
+        "    def call(self, x):\n        return 2 * x\n\n\n"
+        "@kerasae.networks.register('doubled')\nclass DoubledDense(Dense):\n"
+        "    def encode(self, *args):\n        return Doubled()(super().encode(*args))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = recipes.Recipe(
+        modules=["layers_of_mine"],
+        family="undercomplete",
+        description="",
+        data={"name": "digits"},
+        model={"latent_dim": 2, "hidden_units": [4], "network": "doubled"},
+        training={"epochs": 1},
+        measure=[{"metric": "squared_error"}],
+    )
+    try:
+        training.run(recipe, tmp_path / "run", verbose=0)
+        # As in another process: nothing of it is known.
+        NETWORKS.remove("doubled")
+        del sys.modules["layers_of_mine"]
+        expected = keras.saving.get_custom_objects().pop("mine>Doubled")
+        result = CliRunner().invoke(cli, ["evaluate", str(tmp_path / "run")])
+        assert result.exit_code == 0, result.output
+        assert "squared_error" in result.output
+        assert keras.saving.get_custom_objects()["mine>Doubled"] is not expected
+    finally:
+        NETWORKS.remove("doubled")
+        keras.saving.get_custom_objects().pop("mine>Doubled", None)
 
 
 def test_what_a_kind_does_not_take_is_refused(residual):

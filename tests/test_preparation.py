@@ -199,6 +199,27 @@ def test_an_estimator_of_a_data_frame(name, tmp_path):
     assert manifest["preparation"]["columns"] == list(COLUMNS)
     assert manifest["preparation"]["takes"] == "float64"
     np.testing.assert_allclose(manifest["preparation"]["offset"], frame.mean())
+    assert manifest["parts"][0]["inputs"][0]["missing"] == (name == "Imputer")  # bulk runs ask
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_reducer_takes_missing_values_where_its_family_does(tmp_path):
+    frame = pd.DataFrame(rows(60), columns=COLUMNS)
+    frame = frame.mask(np.random.default_rng(1).random(frame.shape) < 0.2)
+    options = {"hidden_units": (4,), "epochs": 1, "scaling": "standard", "random_state": 0}
+    reducer = tasks.Reducer("incomplete", **options).fit(frame)
+    scaled = ((frame - frame.mean()) / frame.std(ddof=0)).to_numpy("float32")
+    codes = reducer.transform(frame)
+    np.testing.assert_allclose(codes, reducer.model_.encode(scaled), atol=1e-5)
+    made = reducer.inverse_transform(codes)
+    assert reducer.score(frame) == pytest.approx(-np.nansum((frame - made) ** 2) / 60)
+    manifest = export(reducer, tmp_path / "bundle", "onnx", x=frame)
+    np.testing.assert_allclose(run(tmp_path / "bundle", "transform", frame.to_numpy())["z"], codes, atol=1e-5)
+    assert manifest["parts"][0]["inputs"][0]["missing"]
+    with pytest.raises(ValueError, match=r"must have an observed value .*\['v'\]"):
+        tasks.Reducer("incomplete", **options).fit(frame.assign(v=np.nan))
+    with pytest.raises(ValueError, match="contains NaN"):
+        tasks.Reducer(**options).fit(frame)
 
 
 def test_what_comes_back_keeps_its_digits():

@@ -70,9 +70,11 @@ def open_model(name):
                 f"{file} is not the model that was trained here: its sha256 is not the one in {run / 'metrics.json'}. If you put it there "
                 "yourself, open a copy of it elsewhere."
             )
-        model = _load_file(keras, file)
         if file.name == "model.keras" and (run / "data.json").is_file():
             recipe = recipes.read(run / "recipe.toml")
+            recipes.import_modules(recipe)
+        model = _load_file(keras, file)
+        if recipe is not None:
             try:
                 history = untrusted.json(run / "history.json", {str: [(int, float, type(None))]})
             except ValueError as error:  # it is only drawn

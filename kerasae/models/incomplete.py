@@ -256,6 +256,7 @@ def _log_gamma(x):
     title="incomplete data",
     purpose="examples with missing values: codes, scores, imputation",
     paper="Mattei & Frellsen 2019",
+    takes_missing=True,
 )
 @takes_networks(without=("loss", "code_activation"))
 def incomplete(networks, *, k=20, **kwargs):

@@ -18,6 +18,7 @@ class Family:
         paper: authors and year.
         real_valued: options of the builder for data that may leave [0, 1], such as tables in units of their own. Whoever sets the first
             one has chosen, and gets none of them.
+        takes_missing: whether its models take NaN, for a missing value.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Family:
     purpose: str
     paper: str
     real_valued: dict = dataclasses.field(default_factory=dict)
+    takes_missing: bool = False
 
     def for_real_values(self, given):
         """Options of the builder for data that may leave [0, 1]: those given, and `real_valued` where they leave it open."""
@@ -33,7 +35,7 @@ class Family:
         return dict(given) if chosen else {**self.real_valued, **given}
 
 
-def family(*, title, purpose, paper, real_valued=None):
+def family(*, title, purpose, paper, real_valued=None, takes_missing=False):
     """Registers a builder, under its function's name, as a family's: a decorator, whose arguments are those of `Family`, as literals.
 
     Raises:
@@ -53,7 +55,7 @@ def family(*, title, purpose, paper, real_valued=None):
     """
 
     def registered(builder):
-        record = Family(builder.__name__, builder, title, purpose, paper, real_valued or {})
+        record = Family(builder.__name__, builder, title, purpose, paper, real_valued or {}, takes_missing)
         FAMILIES.add(record.name, record, builder)
         return builder
 

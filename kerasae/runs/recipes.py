@@ -170,6 +170,14 @@ def builder(family):
 
 def check(recipe):
     """Raises on a module, a family, or an option of it, that there isn't, before any data is read."""
+    import_modules(recipe)
+    known = options(recipe.family)
+    for option in recipe.model:
+        checks.choice(option, f"option of {recipe.family}", known)
+
+
+def import_modules(recipe):
+    """Imports the recipe's modules, which register what its model is made of; raises `ValueError` where there is none."""
     for module in recipe.modules or ():
         try:
             importlib.import_module(module)
@@ -177,9 +185,6 @@ def check(recipe):
             raise ValueError(
                 f"The recipe's module {module!r} can't be imported: {error}. Install it, or add its folder to PYTHONPATH."
             ) from error
-    known = options(recipe.family)
-    for option in recipe.model:
-        checks.choice(option, f"option of {recipe.family}", known)
 
 
 def with_latent_dim(family, model, num_features):

@@ -159,6 +159,17 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             )
         return X
 
+    def _check_observed(self, X):
+        """Raises on a feature that is NaN in all rows."""
+        empty = np.argwhere(np.isnan(X).all(axis=0))
+        if len(empty):
+            names = getattr(self, "feature_names_in_", None)
+            first = [names[i[0]] if names is not None else ", ".join(map(str, i)) for i in empty[:5]]
+            raise ValueError(
+                f"Each column must have an observed value to learn from. Without any: {len(empty)}, the first of them {first}. "
+                "Drop such columns."
+            )
+
     def _seed(self):
         """A seed drawn from `random_state`."""
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))

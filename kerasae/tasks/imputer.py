@@ -124,13 +124,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
             y: ignored.
         """
         X = self._validate(X, reset=True, images=False, ensure_all_finite="allow-nan")
-        empty = np.flatnonzero(np.isnan(X).all(axis=0))
-        if len(empty):
-            names = list(getattr(self, "feature_names_in_", np.arange(X.shape[1]))[empty][:5])
-            raise ValueError(
-                f"Each column must have an observed value to learn from. Without any: {len(empty)}, the first of them {names}. "
-                "Drop such columns."
-            )
+        self._check_observed(X)
         rate = checks.real_number(self.corruption_rate, "corruption_rate", minimum=0)
         if rate >= 1:
             raise ValueError(f"`corruption_rate` must lie in [0, 1). Received: {rate:g}")
@@ -236,6 +230,7 @@ class Imputer(OneToOneFeatureMixin, TransformerMixin, AutoencoderEstimator):
                 self._unnamed().transform,
                 ("x", "rows, unscaled, with NaN for what is missing"),
                 self._units(),
+                missing=True,
             )
         )
 

@@ -6,6 +6,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from kerasae.functions import by_name, of_network
+from kerasae.registry import FAMILIES
 from kerasae.tasks.base import AutoencoderTransformer, assign
 from kerasae.tasks.batches import run
 
@@ -63,17 +64,33 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
     ):
         assign(self, locals())
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._takes_missing
+        return tags
+
+    @property
+    def _takes_missing(self):
+        if isinstance(self.model, str):
+            return self.model in FAMILIES and FAMILIES[self.model].takes_missing
+        return getattr(self.model, "takes_missing", False)
+
+    def _checked(self, X, reset=False):
+        return self._validate(X, reset, ensure_all_finite="allow-nan" if self._takes_missing else True)
+
     def fit(self, X, y=None):
         """Fits the model.
 
         Args:
-            X: table (n, columns) or images (n, height, width[, channels]), at least 2 rows, finite.
+            X: table (n, columns) or images (n, height, width[, channels]), at least 2 rows, finite; NaN is a missing value to a model that
+                takes it, such as `"incomplete"`.
             y: ignored.
 
         Raises:
             ValueError: on bad data or options, or if training diverges.
         """
-        X = self._validate(X, reset=True)
+        X = self._checked(X, reset=True)
+        self._check_observed(X)
         x = self._fit_scaling(X)
         self.model_ = self._fit_model(x, seed=self._seed())
         return self
@@ -81,7 +98,7 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
     def transform(self, X):
         """Codes, `(n, latent_dim)`, in float32."""
         check_is_fitted(self)
-        codes = run(self.model_.encoder, self._scale(self._validate(X)))
+        codes = run(self.model_.encoder, self._scale(self._checked(X)))
         codes = self.model_.code_of(codes)
         return codes.reshape(len(codes), -1)
 
@@ -94,8 +111,12 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
         return self._unscale(self.model_.reconstruction_of(run(self.model_.decoder, Z)))
 
     def score(self, X, y=None):
-        """Negative squared error of the reconstruction: summed over features, averaged over examples, in squared units of the data."""
-        difference = self._validate(X) - self.inverse_transform(self.transform(X))
+        """Negative squared error of the reconstruction: summed over features, averaged over examples, in squared units of the data.
+
+        Missing values are left out.
+        """
+        X, made = self._checked(X), self.inverse_transform(self.transform(X))
+        difference = np.where(np.isnan(X), 0, X - made)
         return -float(np.square(difference, dtype="float64").sum() / len(difference))
 
     def functions(self):
@@ -114,6 +135,7 @@ class Reducer(ClassNamePrefixFeaturesOutMixin, AutoencoderTransformer):
                 keras.Model(x, codes),
                 ("z", "the codes"),
                 self._unnamed().transform,
+                missing=self._takes_missing,
             ),
             of_network(
                 "inverse_transform",
