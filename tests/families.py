@@ -137,3 +137,5 @@ EVERY_CLASS = fast(CLASSES, FAMILIES)
 # For what the step and its base do alike for every family: one row for each way in which a step differs, with layers that have a state and
 # regularisers, second derivatives, noise and several outputs, several samples of each example.
 EVERY_STEP = fast({"undercomplete-own", "contractive-dense", "variational-dense", "incomplete-dense"}, FAMILIES)
+# For what Keras and the base do whatever the step: layers that have a state; noise.
+STATE_AND_NOISE = fast({"undercomplete-own", "variational-dense"}, FAMILIES)

@@ -25,9 +25,6 @@ NUM_EXAMPLES = 33  # two batches of 16, and one of a single example: the second 
 NUM_VALIDATION = 41  # the last batch of 9 is split unevenly
 IN_CI = [
     "undercomplete-dense",
-    "undercomplete-conv",
-    "denoising-gaussian",
-    "k-sparse-dense",
     "sparse-batch",
     "contractive-dense",
     "variational-dense",
