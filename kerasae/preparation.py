@@ -59,7 +59,7 @@ class Preparation:
             object.__setattr__(self, "takes", takes)
 
     @classmethod
-    def fit(cls, files, train, scaling="auto", unit_interval=False):
+    def fit(cls, files, train, scaling="auto", unit_interval=False, missing=False):
         """The preparation of examples like these.
 
         Args:
@@ -68,6 +68,7 @@ class Preparation:
             scaling: one of `SCALINGS`. `"auto"`: bytes, and images of floats in [0, 1], are pixels; other images are scaled as one, and
                 tables by `"standard"`. Photos are pixels under `"none"` too.
             unit_interval: whether the model needs [0, 1], so that `"auto"` scales a table by `"minmax"`.
+            missing: whether NaN is taken, for a missing value.
         """
         checks.choice(scaling, "scaling", SCALINGS)
         values = files.values
@@ -77,17 +78,20 @@ class Preparation:
         is_bytes = values.dtype == np.uint8
         if is_bytes and (scaling == "auto" or (scaling == "none" and files.kind == "images")):
             return cls(files.kind, shape, "pixels", (0.0,), (255.0,), columns, files.levels)
-        numbers = checks.array(values, name="data")[train].astype("float64")
+        numbers = checks.array(values, name="data", missing=missing)[train].astype("float64")
+        least, most, mean_of, deviation_of = np.min, np.max, np.mean, np.std
+        if missing:
+            least, most, mean_of, deviation_of = np.nanmin, np.nanmax, np.nanmean, np.nanstd
         if scaling == "auto":
             if is_table:
                 scaling = "minmax" if unit_interval else "standard"
-            elif values.min() >= 0 and values.max() <= 1:
+            elif least(values) >= 0 and most(values) <= 1:
                 return cls(files.kind, shape, "pixels", columns=columns, levels=files.levels)
             else:
                 scaling = "minmax"
         axis = 0 if is_table else None  # an image's pixels share one scale
-        low, spread = numbers.min(axis), np.ptp(numbers, axis)
-        mean, deviation = numbers.mean(axis), numbers.std(axis)
+        low, mean, deviation = least(numbers, axis), mean_of(numbers, axis), deviation_of(numbers, axis)
+        spread = most(numbers, axis) - low
         # A constant column stays constant; its standard deviation may be rounding.
         spread, deviation = (np.where(spread > 0, part, 1.0) for part in (spread, deviation))
         if is_bytes:

@@ -251,6 +251,32 @@ def test_numbers_that_are_taken_as_they_are_must_fit_into_float32(tmp_path):
         examples.load(recipes.validated(recipe))
 
 
+def test_a_table_with_gaps_is_prepared_and_measured_by_what_it_holds(tmp_path):
+    from kerasae.runs import examples, measures, recipes
+
+    frame = pd.DataFrame(rows(40), columns=COLUMNS)
+    frame = frame.mask(np.random.default_rng(1).random(frame.shape) < 0.2)
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    recipe = {"family": "incomplete", "description": "", "model": {"latent_dim": 2, "hidden_units": [4]}, "measure": []}
+    recipe = recipes.validated({**recipe, "data": {"path": str(tmp_path / "table.csv")}, "training": {"epochs": 1}})
+    loaded = examples.load(recipe)
+    (x_train, _), (x_test, _) = loaded.train, loaded.test
+    assert np.isnan(x_train).any()
+    np.testing.assert_allclose(np.nanmean(x_train, axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.nanstd(x_train, axis=0), 1, atol=1e-4)
+    assert f"{frame.isna().to_numpy().sum()} missing values; each column scaled" in loaded.line
+    model = recipes.build(recipe, (4,), len(x_train))
+    measured = measures.default_measurements(model, x_test, len(x_train))
+    data = {"x_train": x_train, "x_test": x_test}
+    values = {record["metric"]: record["value"] for record in measures.measure_each(measured, model, data)}
+    errors = np.nansum((x_test - model.predict(x_test, verbose=0)) ** 2, axis=1)
+    assert values.pop("squared_error") == pytest.approx(errors.mean(), rel=1e-5)
+    assert set(values) == {"negative_elbo", "active_units"}
+    assert np.isfinite(list(values.values())).all()
+    with pytest.raises(ValueError, match="have gaps or NaN: "):
+        examples.load(recipe.model_copy(update={"family": "undercomplete"}))
+
+
 def test_earlier_versions_divided_the_bytes_of_photos_whatever_was_asked_for():
     old = {
         "kind": "images",

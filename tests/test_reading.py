@@ -259,6 +259,25 @@ def test_arrays_with_gaps(tmp_path, caplog):
     assert "left out 2 with NaN or infinity" in caplog.text
 
 
+def test_missing_values_are_taken_where_they_may_be(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = written(tmp_path / "t.csv", "a,b\n1,2\n,4\n5,NA\n")
+    read = files.read(path, missing=True)
+    np.testing.assert_array_equal(read.values, [[1, 2], [np.nan, 4], [5, np.nan]])
+    assert "2 columns, 3 rows, header in line 1, 2 missing values" in caplog.text
+    np.save(tmp_path / "t.npy", read.values)
+    np.testing.assert_array_equal(files.read(tmp_path / "t.npy", missing=True).values, read.values)
+    # Text and infinity are no missing values, nor is a column of nothing else.
+    path = written(tmp_path / "u.csv", "a,b\n1,2\n,4\n5,much\ninf,6\n")
+    with pytest.raises(ValueError, match=r"hold no numbers: 'b' \('much' in line 4\)"):
+        files.read(path, missing=True)
+    read = files.read(path, missing=True, skip_unreadable=True)
+    np.testing.assert_array_equal(read.values, [[1, 2], [np.nan, 4]])
+    assert read.numbers([0, 1]) == [1, 2]
+    with pytest.raises(ValueError, match="hold no value at all: b"):
+        files.read(written(tmp_path / "v.csv", "a,b\n1,\n2,\n"), missing=True)
+
+
 # images
 
 

@@ -67,6 +67,8 @@ def leaves_likelihood_open(recipe):
 
 def completed(changes, loaded, all_open):
     """The `Recipe` of a draft, with what it leaves open decided by the data; `all_open` where no recipe file decides anything."""
+    import numpy as np
+
     from kerasae.runs import measures, recipes
 
     x_train, num_train = loaded.train[0], len(loaded.train[0])
@@ -78,7 +80,7 @@ def completed(changes, loaded, all_open):
             changes["data"]["validation"] = min(num_train // 10, 5000)
         changes["model"] = recipes.with_latent_dim(changes["family"], changes["model"], x_train[0].size)
         changes["model"] = recipes.with_network(changes["family"], changes["model"], x_train.shape[1:])
-        if x_train.min() < 0 or x_train.max() > 1:
+        if np.nanmin(x_train) < 0 or np.nanmax(x_train) > 1:
             options = FAMILIES[changes["family"]].for_real_values(changes["model"])
             if options != changes["model"]:
                 chosen = ", ".join(f"{name}={value}" for name, value in options.items() if name not in changes["model"])

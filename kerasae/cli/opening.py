@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 from pathlib import Path
@@ -162,7 +163,9 @@ def examples_of(opened, data, data_dir=None, split="test", **options):
     if is_path(data, **options):
         own = opened.recipe.data.model_dump() if opened.recipe else {}
         options = {**reading.dialect(data, own), **shared.reading(options)}
-        return files.read(data, like=opened.preparation, **options), opened.preparation.apply
+        missing = opened.model.takes_missing
+        read = files.read(data, like=opened.preparation, missing=missing, **options)
+        return read, functools.partial(opened.preparation.apply, missing=missing)
     with dataset_errors(data):
         loaded = datasets.load_with_labels_if_any(data, data_dir)
     x, y = loaded[("train", "test").index(split)]

@@ -28,7 +28,7 @@ def stored(path, name=None, labels=None):
     return archive[name], labels and archive[labels], name
 
 
-def read(path, name, labels, skip_unreadable=False):
+def read(path, name, labels, skip_unreadable=False, missing=False):
     """Examples, and their labels or None; arguments as in `kerasae.data.files.read`.
 
     Returns:
@@ -56,7 +56,9 @@ def read(path, name, labels, skip_unreadable=False):
     said = f"{len(values):,} examples of shape {values.shape[1:]}, {kind} in {values.dtype}" + (
         f", array {name!r}" if name else ""
     )
-    finite = _finite(values)
+    finite = _finite(values, missing)
+    if missing and (gaps := int(np.isnan(values[finite]).sum())):
+        said += f", {gaps:,} missing values"
     if not finite.all():
         first = int(np.flatnonzero(~finite)[0]) + 1
         if not skip_unreadable or not finite.any():
@@ -70,11 +72,11 @@ def read(path, name, labels, skip_unreadable=False):
     return values, labels, rows, said
 
 
-def _finite(values):
-    """Which examples hold finite numbers alone."""
+def _finite(values, missing):
+    """Which examples hold finite numbers alone, or `missing` ones."""
     if values.dtype.kind in "iu":
         return np.ones(len(values), bool)
-    parts = (values[i : i + _ROWS_AT_ONCE] for i in range(0, len(values), _ROWS_AT_ONCE))
+    parts = (values[i : i + _ROWS_AT_ONCE].reshape(-1, values[0].size) for i in range(0, len(values), _ROWS_AT_ONCE))
     return np.concatenate(
-        [np.isfinite(part.reshape(len(part), -1)).all(axis=1) for part in parts] or [np.ones(0, bool)]
+        [(~np.isinf(rows) if missing else np.isfinite(rows)).all(axis=1) for rows in parts] or [np.ones(0, bool)]
     )

@@ -63,6 +63,7 @@ def read(
     skip_unreadable=False,
     fallback_size=None,
     quiet=False,
+    missing=False,
     **dialect,
 ):
     """Reads a folder of images, an `.npy` or `.npz` array, or a CSV, TSV or Parquet table; logs in one line what was read.
@@ -83,6 +84,7 @@ def read(
             error.
         fallback_size: `image_size` if none is given and images differ in size, or are large. Default: an error.
         quiet: whether the line is left to the caller.
+        missing: whether gaps and NaN in tables and arrays are missing values, and taken as NaN.
         **dialect: of a CSV table, where what it looks like misleads: `header=False` if its first line is a row, `decimal=","`,
             `encoding="latin-1"`, `separator=";"`.
 
@@ -119,9 +121,11 @@ def read(
         labels = folders if len(folders) == len(names) and len(set(folders)) > 1 else None
     else:
         if kind == "array":
-            values, labels, rows, said = arrays.read(path, array, labels, skip_unreadable)
+            values, labels, rows, said = arrays.read(path, array, labels, skip_unreadable, missing)
         else:
-            values, taken, labels, rows, said = tables.read(path, like, columns, drop, labels, skip_unreadable, dialect)
+            values, taken, labels, rows, said = tables.read(
+                path, like, columns, drop, labels, skip_unreadable, dialect, missing
+            )
             kind = "table" if taken else "array"  # lists and tensors are an array's
         fingerprint = writing.sha256(path)
     labels, classes = (None, None) if labels is None else _encode_labels(labels)

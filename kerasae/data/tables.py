@@ -9,7 +9,7 @@ SUFFIXES = reading.TABLES
 _LARGE = 2**22  # bytes of a text table, from which on PyArrow is tried first
 
 
-def read(path, like, columns, drop, labels, skip_unreadable, dialect):
+def read(path, like, columns, drop, labels, skip_unreadable, dialect, missing=False):
     """The columns that are asked for; arguments as in `kerasae.data.files.read`, the dialect's as a dict.
 
     Returns:
@@ -31,11 +31,19 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect):
             values, classes, problems = _collected(table, taken, labels)
     if values.ndim == 3:
         values = values[..., None]  # grey images
-    kept, rows = np.ones(len(values), bool), None
+    kept, rows, gaps = np.ones(len(values), bool), None, 0
     if values.dtype.kind == "f":
-        kept = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        flat = values.reshape(len(values), -1)
+        kept = (~np.isinf(flat) if missing else np.isfinite(flat)).all(axis=1)
+        if missing:
+            kept[problems.rows] = False
+            gaps = int(np.isnan(flat[kept]).sum())
+            if empty := [name for name, column in zip(taken, flat.T, strict=False) if np.isnan(column[kept]).all()]:
+                raise ValueError(
+                    f"Columns of {path} hold no value at all: {checks.listed(empty)}. Leave them out with drop (--drop)."
+                )
     what = f"lists of shape {values.shape[1:]} in {taken[0]!r}" if is_list else _counted(len(taken), "column")
-    notes = [what, _counted(len(values), "row"), *table.notes]
+    notes = [what, _counted(len(values), "row"), *table.notes] + [f"{_counted(gaps, 'missing value')}"] * (gaps > 0)
     if not kept.all():
         if not skip_unreadable or not kept.any():
             raise ValueError(problems.said(path, len(values)))
@@ -83,10 +91,13 @@ def _counted(number, what):
 
 
 class _Problems:
-    """What stands where numbers should: by column, `text` as `(how many, the first, its line)`, `gaps` as `(how many, first row)`."""
+    """What stands where numbers should: by column, `text` as `(how many, the first, its line)`, `gaps` as `(how many, first row)`.
+
+    `rows` are the numbers, from 0, of the rows with text, or of another length.
+    """
 
     def __init__(self):
-        self.text, self.gaps, self.ragged, self.first = {}, {}, None, None
+        self.text, self.gaps, self.ragged, self.first, self.rows = {}, {}, None, None, []
 
     def add(self, chunk, names, start):
         """Adds a chunk's, whose first row is number `start`, from 0."""
@@ -94,12 +105,15 @@ class _Problems:
             if self.first is None:
                 self.first = f"row {start + i + 1}, where {chunk.reason(i)}"
             if i in chunk.ragged:
+                self.rows.append(start + i)
                 self.ragged = self.ragged or chunk.ragged[i]
                 continue
             for j in np.flatnonzero(~np.isfinite(chunk.values[i].reshape(-1)))[: len(names)]:
                 name = names[min(j, len(names) - 1)]
                 text = chunk.text(i, min(j, len(names) - 1))
                 kind, found = (self.gaps, start + i + 1) if text is None else (self.text, text)
+                if text is not None:
+                    self.rows.append(start + i)
                 line = chunk.lines[i] if chunk.lines else None
                 kind[name] = (kind[name][0] + 1, *kind[name][1:]) if name in kind else (1, found, line)
 

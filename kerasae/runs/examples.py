@@ -57,7 +57,9 @@ def load(recipe, data_dir=None, unit_interval=None):
         preparation, facts, classes = of_dataset(train[0].shape[1:]), {}, None
         said, weight = f"{source.title}: {preparation.describe()}", logging.INFO
     else:
-        read = files.read(source.path, quiet=True, **{name: getattr(source, name) for name in files.OPTIONS})
+        missing = recipes.takes_missing(recipe.family)
+        options = {name: getattr(source, name) for name in files.OPTIONS}
+        read = files.read(source.path, quiet=True, missing=missing, **options)
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
         if unit_interval is None and values.ndim == 2 and source.scaling == "auto":
@@ -65,11 +67,13 @@ def load(recipe, data_dir=None, unit_interval=None):
             whole = recipe.model_copy(update={"model": options})
             model = recipes.build(whole, values.shape[1:], len(indices[0]))
             unit_interval = model.likelihood.support == (0.0, 1.0)
-        preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval))
+        preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval), missing)
         if source.scaling == "none":
             check_unscaled(values[indices[0]], read.columns, "--scaling standard")
         checks.memory(values.shape, "float32", source.path)
-        train, test = ((preparation.apply(values[i]), None if read.labels is None else read.labels[i]) for i in indices)
+        train, test = (
+            (preparation.apply(values[i], missing), None if read.labels is None else read.labels[i]) for i in indices
+        )
         facts, weight = {"fingerprint": read.fingerprint}, read.weight
         said = f"{read.said}; {preparation.way}"
         if read.names is not None:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pydantic
 
 from kerasae import checks, metrics
@@ -40,7 +41,8 @@ def _metric(unit, protocol):
 
 @_metric("squared error per image", "summed over pixels in [0, 1], mean over test images")
 def _squared_error(model, data):
-    return metrics.squared_error(data["x_test"], model.predict(data["x_test"], batch_size=1000, verbose=0))
+    made = model.predict(data["x_test"], batch_size=1000, verbose=0)
+    return metrics.squared_error(np.where(np.isnan(data["x_test"]), made, data["x_test"]), made)  # of what is observed
 
 
 @_metric(
@@ -199,7 +201,7 @@ def default_measurements(model, x, num_train=0, classes=0):
         classes: number of classes in the labels of training and test examples; 0 without.
     """
     names = [("squared_error", {})]
-    if num_train and model.code_size and model.code_size < min(num_train, x[0].size):
+    if num_train and not model.takes_missing and model.code_size and model.code_size < min(num_train, x[0].size):
         names.append(("pca_error", {"num_components": model.code_size}))
     if is_image(x.shape[1:]) and x.min() >= 0 and x.max() <= 1:
         names.append(("psnr", {}))

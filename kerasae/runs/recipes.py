@@ -168,6 +168,12 @@ def builder(family):
     return FAMILIES[family].builder
 
 
+def takes_missing(family):
+    """Whether models of a family take NaN, for a missing value."""
+    builder(family)  # registers it
+    return FAMILIES[family].takes_missing
+
+
 def check(recipe):
     """Raises on a module, a family, or an option of it, that there isn't, before any data is read."""
     import_modules(recipe)
