@@ -13,6 +13,7 @@ _MODULES = {
     "quality": ("frechet_distance", "sample_quality"),
     "reducer": ("Reducer",),
     "search": ("SearchIndex",),
+    "series": ("SeriesDetector",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

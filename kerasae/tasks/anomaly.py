@@ -17,7 +17,7 @@ from kerasae.tasks.base import AutoencoderEstimator, assign
 from kerasae.tasks.batches import run
 
 # The share of new normal examples that `predict` may call anomalies by default.
-_FALSE_ALARMS = 0.05
+FALSE_ALARMS = 0.05
 
 
 class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
@@ -138,7 +138,30 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         X = self._validate(X, reset=True)
         if X.ndim > 4:
             raise ValueError(f"X must be a table or images, (n, height, width[, channels]). Received shape: {X.shape}")
-        is_table = X.ndim == 2
+        contamination = self.contamination
+        if not (isinstance(contamination, str) and contamination == "auto"):
+            contamination = checks.real_number(contamination, "contamination", minimum=0, maximum=0.5, exclusive=True)
+        x = self._fit_scaling(X)
+        as_new = self._fit_scorer(x, self._preparation())[0]
+        if contamination == "auto":
+            self.offset_ = float(np.quantile(-as_new, FALSE_ALARMS))
+        else:
+            self.offset_ = float(np.quantile(run(self.scorer_, x), contamination))
+        self._check_offset()
+        return self
+
+    def _fit_scorer(self, x, preparation=None, held_out=None):
+        """Fits the ensemble and `scorer_` to scaled examples.
+
+        Args:
+            x: float32, in the data's shape.
+            preparation: network from scaled to prepared examples.
+            held_out: bool `(n,)`, examples that are scored by the others' references.
+
+        Returns:
+            `(distances, distances of those held out or None)`: of the references' examples, each without its own, and of x[held_out].
+        """
+        is_table = x.ndim == 2
         n_estimators = self.n_estimators
         if n_estimators is None:
             n_estimators = 2 if is_table else 1
@@ -147,21 +170,16 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         n_references = self.n_references
         if n_references is None:
             n_references = 20_000 if is_table else 4000
-        n_references = min(checks.positive_int(n_references, "n_references"), len(X))
+        n_references = min(checks.positive_int(n_references, "n_references"), len(x))
         bandwidths = self._bandwidths()
-        contamination = self.contamination
-        if not (isinstance(contamination, str) and contamination == "auto"):
-            contamination = checks.real_number(contamination, "contamination", minimum=0, maximum=0.5, exclusive=True)
-
-        x = self._fit_scaling(X)
-        preparation = self._preparation()
         rng = np.random.default_rng(self._seed())
         member = self._with_defaults(is_table)
 
         def prepared(rows):
             return x[rows] if preparation is None else run(preparation, x[rows])
 
-        known = prepared(rng.permutation(len(x))[:n_references])
+        rows_known = rng.permutation(len(x))[:n_references]
+        known = prepared(rows_known)
         self.estimators_, reconstructed = [], 0.0
         for _ in range(n_estimators):
             distinct = prepared(rng.permutation(len(x))[:max_samples])
@@ -170,17 +188,18 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             self.estimators_.append(model)
             reconstructed += reconstruction.reshape(n_references, -1) / n_estimators
         known = known.reshape(n_references, -1)
-        layer, as_new = fitted_distance(known, (known + reconstructed) / 2, bandwidths)
+        references = (known + reconstructed) / 2
+        layer, as_new = fitted_distance(known, references, bandwidths)
         self.bandwidths_ = list(layer.bandwidths)
-        scaled = keras.Input(self.input_shape_, name="scaled")
+        shape = x.shape[1:]
+        scaled = keras.Input(shape, name="scaled")
         flat = scaled if preparation is None else keras.layers.Flatten()(preparation(scaled))
         self.scorer_ = keras.Model(scaled, -layer(flat), name="scorer")
-        if contamination == "auto":
-            self.offset_ = float(np.quantile(-as_new, _FALSE_ALARMS))
-        else:
-            self.offset_ = float(np.quantile(run(self.scorer_, x), contamination))
-        self._check_offset()
-        return self
+        if held_out is None:
+            return as_new, None
+        others = ~held_out[rows_known]
+        layer, _ = fitted_distance(known[others], references[others], self.bandwidths_)
+        return as_new, run(keras.Sequential([keras.Input(shape), layer]), x[held_out])
 
     def _check_offset(self):
         """Raises on a threshold that no score is below."""
