@@ -16,20 +16,19 @@ from kerasae.functions import by_name, of_network
 from kerasae.tasks.anomaly import FALSE_ALARMS, AnomalyDetector
 from kerasae.tasks.base import assign
 from kerasae.tasks.batches import run
+from kerasae.tasks.windows import Windows
 
 _logger = logging.getLogger(__name__)
 
 MEASURES = ("distance", "reconstruction", "forecast")
-# In the training windows, and in those that are kept.
-_MOST_NUMBERS, _MOST_KEPT = 10**8, 10**7
+# Numbers in the windows that are kept.
+_MOST_KEPT = 10**7
 _MOST_CODE = 64
 # Rounds in which reconstructions replace what is missing.
 _ROUNDS = 10
-# The held-out end lies so much further off than the rest does that the series drifts.
-_DRIFT = 2.0
 
 
-class SeriesDetector(AnomalyDetector):
+class SeriesDetector(Windows, AnomalyDetector):
     """Finds anomalies in time series: a score for every row, a threshold, intervals, and the channels that are to blame.
 
     Each channel is scaled, and every window of w successive rows becomes one example of w times C numbers, which is scored as
@@ -48,13 +47,11 @@ class SeriesDetector(AnomalyDetector):
     a constant one stays, in its own unit.
 
     The threshold: the last `tail_fraction` of each training series, in time order, is scored by the windows before it. With m and s the
-    mean and standard deviation of `ln(-score)` there, and n the number of whole windows that fit into it,
-
-        offset_ = -exp(max(m + s t_{n-1}(1 - a) sqrt(1 + 1/n), the tail's own quantile)),
-
-    a prediction bound for the share a of new rows, wider the less there is to learn from. What changes later than the training series
-    shows is an anomaly; if the tail itself lies much further off than the windows before it are from each other, the series drifts, and a
-    warning says that the bound can't be promised.
+    mean and standard deviation of `ln(-score)` there, and n the number of whole windows that fit into it, `exp(m + s t_{n-1}(1 - a)
+    sqrt(1 + 1/n))` is a prediction bound for the share a of new rows, wider the less there is to learn from. `-offset_` is the largest of
+    it, the tail's own largest distance, and what a share a of all training windows exceed, each scored without itself. If half of
+    the tail lies further off than 95 % of these windows, the series drifts, or is too short to tell what is usual: a warning says so, and
+    that more false alarms are to be expected.
 
     Args:
         window: w, rows, at least 2. Default 100, or a third of the shortest training series.
@@ -322,121 +319,7 @@ class SeriesDetector(AnomalyDetector):
         x = run(self._reconstructor(), self._flat(windows)).reshape(windows.shape)
         return x if self.scaling is None else (x * self.scale_ + self.center_).astype(self._needed_dtype())
 
-    # -- Rows and windows --------------------------------------------------------------------------------------------------------------
-
-    def _series(self, X, reset=False):
-        """`[(values, times or None)]` of one series or a list of them: float64 `(rows, channels)` with NaN."""
-        several = (
-            isinstance(X, (list, tuple)) and len(X) and all(hasattr(part, "shape") and np.ndim(part) for part in X)
-        )
-        parts = []
-        for i, part in enumerate(X if several else [X]):
-            where = f" of series {i + 1}" if several else ""
-            times = self._own_times(part)
-            if self.time is not None and hasattr(part, "drop"):
-                part = part.drop(columns=self.time)
-            if len(np.shape(part)) > 2:
-                raise ValueError(
-                    f"A series must be (time,) or (time, channels); several are a list of such. Received shape{where}: {np.shape(part)}. "
-                    "Of an array of series that is list(X)."
-                )
-            if len(np.shape(part)) == 1:
-                part = part.to_frame() if hasattr(part, "to_frame") else np.reshape(part, (-1, 1))
-            values = self._validate(part, reset=reset and i == 0, images=False, ensure_all_finite="allow-nan")
-            parts.append((values.astype("float64"), None if times is None else series.seconds(times, f"times{where}")))
-        return parts
-
-    def _own_times(self, part):
-        """A frame's times, or None."""
-        if self.time is not None:
-            if self.time not in getattr(part, "columns", ()):
-                raise ValueError(
-                    f"X must be a frame with the column {self.time!r}, as `time` says. Received: {type(part).__name__}"
-                )
-            return np.asarray(part[self.time])
-        index = np.asarray(getattr(part, "index", 0)) if hasattr(part, "iloc") else np.zeros(1)
-        return index if index.dtype.kind == "M" else None
-
-    def _channel_names(self):
-        names = getattr(self, "feature_names_in_", None)
-        return list(range(self.n_features_in_)) if names is None else list(map(str, names))
-
-    def _used_names(self):
-        names = self._columns()
-        return None if names is None else [names[i] for i in self.channels_]
-
-    def _max_gap(self):
-        return int(checks.real_number(self.max_gap, "max_gap", minimum=0))
-
-    def _span(self, window):
-        """Of which of a window's rows it tells, `(first, last)`, and how far apart windows are scored."""
-        delay = checks.real_number(
-            window - 1 if self.delay is None else self.delay, "delay", minimum=0, maximum=window - 1
-        )
-        first = window - 1 - int(delay)
-        if self.measure == "forecast":
-            first = max(first, window - self._horizon(window))
-        stride = max(1, (window - first) // 20) if self.stride is None else checks.positive_int(self.stride, "stride")
-        return (first, window - 1), stride
-
-    def _horizon(self, window):
-        horizon = max(1, window // 10) if self.horizon is None else checks.positive_int(self.horizon, "horizon")
-        if horizon >= window:
-            raise ValueError(f"`horizon` must be less than the window, {window}. Received: {horizon}")
-        return horizon
-
-    def _grid(self, values, times):
-        if times is not None and self.step_ is None:
-            times = None  # the training series had none
-        return series.on_grid(values[:, self.channels_], times, self.step_ or 1.0, self._max_gap())
-
-    def _flat(self, windows):
-        """Windows, scaled, in one row each, float32."""
-        return self._scale(windows).reshape(len(windows), -1)
-
-    def _window_scores(self, windows):
-        return run(self.scorer_, self._flat(windows)).astype("float64")
-
-    def _of_rows(self, X, of_windows, of_channels=False):
-        """What a function says of windows, or `of_channels` of each of their numbers, as means for each row; for a list of series a list."""
-        check_is_fitted(self)
-        answers = []
-        for part in self._series(X):
-            grid, places = self._grid(*part)
-            windows, starts = series.windows(grid, self.window_, self.stride_, of_channels)
-            if not len(starts):
-                _logger.warning(
-                    "No window of %d rows is without gaps: nothing can be said of %d rows.", self.window_, len(grid)
-                )
-                windows = np.zeros((1, self.window_, grid.shape[1]))
-            values = of_windows(windows).astype("float64")[: len(starts)]
-            if of_channels:
-                values = series.overlaid(values, starts, len(grid))[places]
-                every = np.full((len(values), self.n_features_in_), np.nan)
-                every[:, self.channels_] = values
-                values = every
-            else:
-                values = series.spread(values, starts, len(grid), self.span_, self.stride_)[places]
-            answers.append(values)
-        return answers if isinstance(X, (list, tuple)) and len(answers) > 1 else answers[0]
-
     # -- Fitting -----------------------------------------------------------------------------------------------------------------------
-
-    def _training_windows(self, grids, cut, max_gap):
-        """Scaled windows of all series in one row each, evenly thinned; which of them lie in the held-out ends; `(series, start)` of each."""
-        numbers = self.window_ * len(self.channels_)
-        most = max(2, min(_MOST_NUMBERS // numbers, max(self.max_samples, self.n_references or 4000)))
-        stride = max(1, -(-sum(map(len, grids)) // most))
-        found = [series.windows(grid, self.window_, stride) for grid in grids]
-        starts = [(i, int(s)) for i, (_, some) in enumerate(found) for s in some]
-        x = self._flat(np.concatenate([windows for windows, _ in found]))
-        # What lies in both would be known.
-        held_out = np.array([s + self.window_ > cut[i] for i, s in starts], bool)
-        inside = np.array([s >= cut[i] for i, s in starts], bool)
-        kept = ~held_out | inside
-        if not inside.any():
-            kept, inside = np.ones(len(x), bool), held_out
-        return x[kept], inside[kept], [start for start, keep in zip(starts, kept, strict=True) if keep]
 
     def _with_defaults(self, is_table):
         member = copy.copy(self)
@@ -491,28 +374,12 @@ class SeriesDetector(AnomalyDetector):
         logs = np.log(np.maximum(distances[~np.isnan(distances)], 1e-12))
         windows = max(windows, 2)
         bound = logs.mean() + logs.std() * stats.t.ppf(1 - alarms, windows - 1) * math.sqrt(1 + 1 / windows)
-        self.offset_ = -float(np.exp(max(bound, np.quantile(logs, 1 - alarms))))
-        self.drifts_ = bool(np.median(logs) > np.log(_DRIFT * np.quantile(as_new, 0.95)))
+        usual = float(np.quantile(as_new, 1 - alarms))
+        self.offset_ = -max(float(np.exp(max(bound, logs.max()))), usual)
+        self.drifts_ = bool(np.exp(np.median(logs)) > np.quantile(as_new, 0.95))
         if self.drifts_:
             _logger.warning(
                 "The end of the training series lies further off than its windows are from each other: it drifts, or is too short to tell "
                 "what is usual. More false alarms than %g %% are to be expected: fit to a longer recording.",
                 100 * alarms,
             )
-
-    def _reconstruction(self, flat):
-        """The mean of the estimators' reconstructions of scaled windows, symbolic."""
-        parts = []
-        for i, model in enumerate(self.estimators_):
-            x = keras.Input(flat.shape[1:])
-            reconstruction = model.reconstruction_of(model.decoder(model.code_of(model.encoder(x))))
-            parts.append(keras.Model(x, reconstruction, name=f"member_{i}")(flat))
-        return sum(parts[1:], parts[0]) / len(parts)
-
-    def _reconstructor(self):
-        x = keras.Input(self.scorer_.inputs[0].shape[1:])
-        return keras.Model(x, self._reconstruction(x))
-
-    def _errors(self, x):
-        """Squared errors of scaled windows, `(n, window_, channels used)`."""
-        return np.square(x - run(self._reconstructor(), x)).reshape(len(x), self.window_, -1)
