@@ -251,8 +251,8 @@ def listed(items, most=5):
 
 def in_float32(values, name):
     """Raises where numbers, of which some may be NaN, are beyond float32."""
-    if values.dtype == np.float64 and values.size and not np.isnan(high := np.nanmax(values)):
-        _in_float32(np.nanmin(values), high, name)
+    if values.dtype == np.float64 and not np.isnan(values).all():
+        _in_float32(np.nanmin(values), np.nanmax(values), name)
 
 
 def _in_float32(low, high, name):

@@ -198,8 +198,9 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
         if held_out is None:
             return as_new, None
         others = ~held_out[rows_known]
-        layer, _ = fitted_distance(known[others], references[others], self.bandwidths_)
-        return as_new, run(keras.Sequential([keras.Input(shape), layer]), x[held_out])
+        of_others, _ = fitted_distance(known[others], references[others], self.bandwidths_)
+        of_others.units.assign(layer.units)  # as the scores will be
+        return as_new, run(keras.Sequential([keras.Input(shape), of_others]), x[held_out])
 
     def _check_offset(self):
         """Raises on a threshold that no score is below."""

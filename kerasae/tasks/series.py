@@ -24,6 +24,8 @@ MEASURES = ("distance", "reconstruction", "forecast")
 # Numbers in the windows that are kept.
 _MOST_KEPT = 10**7
 _MOST_CODE = 64
+# A window that is left out alone is known by those that overlap it, and the tail is short: the threshold lies this much further off.
+_MARGIN = 1.1
 # Rounds in which reconstructions replace what is missing.
 _ROUNDS = 10
 
@@ -47,19 +49,22 @@ class SeriesDetector(Windows, AnomalyDetector):
     a constant one stays, in its own unit.
 
     The threshold: the last `tail_fraction` of each training series, in time order, is scored by the windows before it. With m and s the
-    mean and standard deviation of `ln(-score)` there, and n the number of whole windows that fit into it, `exp(m + s t_{n-1}(1 - a)
-    sqrt(1 + 1/n))` is a prediction bound for the share a of new rows, wider the less there is to learn from. `-offset_` is the largest of
-    it, the tail's own largest distance, and what a share a of all training windows exceed, each scored without itself. If half of
-    the tail lies further off than 95 % of these windows, the series drifts, or is too short to tell what is usual: a warning says so, and
-    that more false alarms are to be expected.
+    mean and standard deviation of `ln(-score)` there, and n the number of whole windows that fit into it,
+
+        exp(m + s t_{n-1}(1 - a) sqrt(1 + 1/n))
+
+    is a prediction bound for the share a of new rows, wider the less there is to learn from. `-offset_` is 1.1 times the largest of it,
+    the tail's own largest distance, and what a share a of all training windows exceed, each scored without itself. If half of the tail
+    lies further off than 95 % of these windows, the series drifts, or is too short to tell what is usual: a warning says so, and that
+    more false alarms are to be expected.
 
     Args:
         window: w, rows, at least 2. Default 100, or a third of the shortest training series.
         measure: `"distance"` (default), `"reconstruction"` or `"forecast"`.
         horizon: rows at a window's end that a forecast is of. Default: a tenth of the window.
         delay: rows that are waited for, 0 to w - 1. Default: w - 1.
-        stride: every so many rows a window is scored, at least 1. Default: a twentieth of the rows that are waited for. Rows at the end that
-            no window reaches have the score before them.
+        stride: every so many rows a window is scored, at least 1. Default: a twentieth of the rows that are waited for. Rows at the end
+            that no window reaches have the score before them.
         max_gap: steps without a value that are filled in, at least 0. Default 10.
         time: name of the column that holds the times. Default: a frame's index, if it is of times.
         tail_fraction: share of a training series, in (0, 0.5], at its end, that sets the threshold. At least one window.
@@ -72,6 +77,7 @@ class SeriesDetector(Windows, AnomalyDetector):
 
     Attributes:
         estimators_, scorer_, bandwidths_, offset_: as in `AnomalyDetector`; of scaled windows in one row.
+        reconstructor_: Keras model from such windows to the mean of their reconstructions.
         window_, step_: w, and the time between rows, in seconds or in the times' unit; None without times.
         channels_: numbers of the columns that are used.
         usual_errors_: mean squared error of the reconstructions in training, of each channel, scaled.
@@ -174,13 +180,15 @@ class SeriesDetector(Windows, AnomalyDetector):
         x, held_out, starts = self._training_windows(grids, cut, max_gap)
         if len(x) < 2 or not (~held_out).any():
             raise ValueError(
-                f"X has too few rows without gaps for windows of {window}: {len(x)} whole windows. Longest series: {longest} rows. Give more "
-                "rows, a smaller `window`, or a larger `max_gap`."
+                f"X has too few rows without gaps for windows of {window}: {len(x)} whole windows. Longest series: {longest} rows. Give "
+                "more rows, a smaller `window`, or a larger `max_gap`."
             )
         if measure == "distance":
             as_new, tail = self._fit_scorer(x, held_out=held_out)
         else:
             as_new, tail = self._fit_errors(x, held_out, measure)
+        scaled = keras.Input(x.shape[1:])
+        self.reconstructor_ = keras.Model(scaled, self._reconstruction(scaled))
         self.usual_errors_ = np.maximum(self._errors(x[:: max(1, len(x) // 1000)]).mean(axis=(0, 1)), 1e-6)
         self._fit_threshold(
             as_new, tail, [s for s, out in zip(starts, held_out, strict=True) if out], grids, cut, alarms
@@ -280,8 +288,8 @@ class SeriesDetector(Windows, AnomalyDetector):
         x = keras.Input(shape, dtype=self._deployed_dtype(), name="x")
         scaled = x if self.scaling is None else preparation.scaled(x, self.center_, self.scale_)
         flat = keras.layers.Reshape((math.prod(shape),))(scaled)
-        meaning = f"of a window: higher is more normal; the mean over the windows that tell of a row is below {self.offset_:.6g} for anomalies"
-        shaped = keras.layers.Reshape(shape)(self._reconstruction(flat))
+        meaning = f"of a window: higher is more normal; of an anomaly, the mean over a row's windows is below {self.offset_:.6g}"
+        shaped = keras.layers.Reshape(shape)(self.reconstructor_(flat))
         if self.scaling is not None:
             shaped = preparation.unscaled(shaped, self.center_, self.scale_, self._deployed_dtype())
         windows = ("x", "windows, unscaled")
@@ -316,7 +324,7 @@ class SeriesDetector(Windows, AnomalyDetector):
 
     def window_reconstructions(self, windows):
         """Reconstructions of windows, `(n, window_, channels used)`, in the data's units."""
-        x = run(self._reconstructor(), self._flat(windows)).reshape(windows.shape)
+        x = run(self.reconstructor_, self._flat(windows)).reshape(windows.shape)
         return x if self.scaling is None else (x * self.scale_ + self.center_).astype(self._needed_dtype())
 
     # -- Fitting -----------------------------------------------------------------------------------------------------------------------
@@ -338,7 +346,7 @@ class SeriesDetector(Windows, AnomalyDetector):
         return answers
 
     def _fit_errors(self, x, held_out, measure):
-        """Fits autoencoders to the windows that aren't held out, and `scorer_`, minus their squared error; answers as `_fit_scorer` does."""
+        """Fits autoencoders to the windows that aren't held out, and `scorer_`, minus their squared error; answers as `_fit_scorer`."""
         hidden = self._horizon(self.window_) * len(self.channels_) if measure == "forecast" else 0
         shown = x.shape[1] - hidden
 
@@ -375,7 +383,7 @@ class SeriesDetector(Windows, AnomalyDetector):
         windows = max(windows, 2)
         bound = logs.mean() + logs.std() * stats.t.ppf(1 - alarms, windows - 1) * math.sqrt(1 + 1 / windows)
         usual = float(np.quantile(as_new, 1 - alarms))
-        self.offset_ = -max(float(np.exp(max(bound, logs.max()))), usual)
+        self.offset_ = -_MARGIN * max(float(np.exp(max(bound, logs.max()))), usual)
         self.drifts_ = bool(np.exp(np.median(logs)) > np.quantile(as_new, 0.95))
         if self.drifts_:
             _logger.warning(

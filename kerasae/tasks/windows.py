@@ -28,7 +28,9 @@ class Windows:
         for i, part in enumerate(X if several else [X]):
             where = f" of series {i + 1}" if several else ""
             times = self._own_times(part)
-            if self.time is not None and hasattr(part, "drop"):
+            if isinstance(part, series.Timed):
+                part = part.values
+            elif self.time is not None and hasattr(part, "drop"):
                 part = part.drop(columns=self.time)
             if len(np.shape(part)) > 2:
                 raise ValueError(
@@ -43,6 +45,8 @@ class Windows:
 
     def _own_times(self, part):
         """A frame's times, or None."""
+        if isinstance(part, series.Timed):
+            return part.times
         if self.time is not None:
             if self.time not in getattr(part, "columns", ()):
                 raise ValueError(
@@ -87,13 +91,13 @@ class Windows:
 
     def _flat(self, windows):
         """Windows, scaled, in one row each, float32."""
-        return self._scale(windows).reshape(len(windows), -1)
+        return self._scale(windows).reshape(len(windows), self.window_ * len(self.channels_))
 
     def _window_scores(self, windows):
         return run(self.scorer_, self._flat(windows)).astype("float64")
 
     def _of_rows(self, X, of_windows, of_channels=False):
-        """What a function says of windows, or `of_channels` of each of their numbers, as means for each row; for a list of series a list."""
+        """What a function says of windows, or `of_channels` of each of their numbers, as means for each row; of a list of series a list."""
         check_is_fitted(self)
         answers = []
         for part in self._series(X):
@@ -116,7 +120,7 @@ class Windows:
         return answers if isinstance(X, (list, tuple)) and len(answers) > 1 else answers[0]
 
     def _training_windows(self, grids, cut, max_gap):
-        """Scaled windows of all series in one row each, evenly thinned; which of them lie in the held-out ends; `(series, start)` of each."""
+        """Scaled windows of all series in one row each, evenly thinned; which are held out; `(series, start)` of each."""
         numbers = self.window_ * len(self.channels_)
         most = max(2, min(_MOST_NUMBERS // numbers, max(self.max_samples, self.n_references or 4000)))
         stride = max(1, -(-sum(map(len, grids)) // most))
@@ -140,10 +144,6 @@ class Windows:
             parts.append(keras.Model(x, reconstruction, name=f"member_{i}")(flat))
         return sum(parts[1:], parts[0]) / len(parts)
 
-    def _reconstructor(self):
-        x = keras.Input(self.scorer_.inputs[0].shape[1:])
-        return keras.Model(x, self._reconstruction(x))
-
     def _errors(self, x):
         """Squared errors of scaled windows, `(n, window_, channels used)`."""
-        return np.square(x - run(self._reconstructor(), x)).reshape(len(x), self.window_, -1)
+        return np.square(x - run(self.reconstructor_, x)).reshape(len(x), self.window_, -1)

@@ -4,11 +4,24 @@
 """
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
 
 _EVEN = 0.01  # of a step: so far may times be from an even grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """Rows of a series with their times: `values`, `(rows, channels)`, and `times`, `(rows,)`, `datetime64` or numbers."""
+
+    values: np.ndarray
+    times: np.ndarray
+
+    @property
+    def shape(self):
+        return self.values.shape
 
 
 def seconds(times, name="times"):
