@@ -316,6 +316,9 @@ def _check_manifest(manifest):
             raise ValueError(f"it names a file outside the bundle, {name!r}")
         if not re.fullmatch("[0-9a-f]{64}", entry["sha256"]):
             raise ValueError(f"the SHA-256 of {name} is {entry['sha256']!r}")
+    columns = (manifest.get("preparation") or {}).get("columns")
+    if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
+        raise ValueError(f"the columns of its preparation are {_short(columns)}")
     for port in (port for part in manifest["parts"] for port in part["inputs"]):
         if (bounds := port.get("value_range")) and [type(b) in (int, float) for b in bounds] != [True, True]:
             raise ValueError(f"the range of {port['name']} is {_short(bounds)}")

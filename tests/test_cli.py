@@ -25,7 +25,7 @@ from kerasae import writing
 from kerasae.cli import detect, shared, train
 from kerasae.cli.app import cli
 from kerasae.data import files
-from kerasae.runs import checkpoints, examples, recipes
+from kerasae.runs import checkpoints, examples, recipes, workers
 
 
 def run(*arguments, cwd, **kwargs):
@@ -495,6 +495,33 @@ def test_a_damaged_checkpoint_goes_on_from_the_state_before(tmp_path, monkeypatc
     assert "To start this run again from the first epoch, remove" in call(
         "train", "--resume", "--folder", "all", code=1
     )
+
+
+def test_workers_go_on_from_the_last_state_that_all_have_whole(tmp_path, caplog):
+    import tensorflow as tf
+
+    model = kerasae.builders.undercomplete(4, latent_dim=2, hidden_units=())
+    workers.checkpoint(tmp_path, 1).mkdir(parents=True)
+    weights, progress = {}, checkpoints.Progress(workers.checkpoint(tmp_path, 0))
+    for epoch in (4, 5):
+        model.set_weights([w + 1 for w in model.get_weights()])
+        weights[epoch] = model.get_weights()[0]
+        progress.save(model, epoch, {"loss": 1.0})
+    workers._level(tmp_path, 2)
+    own, other = (checkpoints.Progress(workers.checkpoint(tmp_path, i)) for i in (0, 1))
+    assert set(own.states()) == set(other.states()) == {4, 5}
+    found, strategy = [], tf.distribute.get_strategy()
+    assert own.restore(model, lambda epochs: workers.last_common_epoch(strategy, epochs)) == 5
+    other.states()[5].write_bytes(b"damaged")
+    assert other.restore(model, lambda epochs: found.append(epochs) or 4) == 4
+    assert "epoch-5.weights.h5 can't be loaded" in caplog.text
+    assert found == [[4]]
+    model.set_weights([w + 1 for w in model.get_weights()])
+    assert own.restore(model, lambda epochs: found.append(epochs) or 4) == 4  # as the other has no later one
+    assert found[1] == [5, 4]
+    assert set(own.states()) == set(other.states()) == {4}
+    np.testing.assert_array_equal(model.get_weights()[0], weights[4])
+    assert workers.last_common_epoch(strategy, []) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to kill")

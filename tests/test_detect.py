@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import pickle
 import re
 import runpy
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from kerasae import tasks
 from kerasae.cli.app import cli
 from kerasae.data import files
 from kerasae.runs import checkpoints
@@ -197,6 +199,38 @@ def test_a_stopped_fit_goes_on(table, tmp_path, monkeypatch):
     assert result["threshold"] == pytest.approx(
         json.loads(Path("whole/metrics.json").read_text())["threshold"], rel=1e-4
     )
+
+
+def test_a_fit_that_stops_early_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    monkeypatch.setattr(detectors, "_SECONDS_BETWEEN_STATES", 0)
+    x, save, saved = np.random.default_rng(0).normal(size=(90, 4)), checkpoints.Progress.save, []
+
+    def fitted(folder, stop=math.inf):
+        def saving(self, model, epoch, logs):
+            save(self, model, epoch, logs)
+            saved.append(epoch)
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+        options = {"validation_fraction": 0.3, "patience": 2, "max_samples": 60, "n_estimators": 1, "epochs": 12}
+        detector = tasks.AnomalyDetector(**options, learning_rate=0.05, random_state=0)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        detector._going_on = detectors._going_on(tmp_path / folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints.Progress, "save", saving)
+            detector.fit(x)
+        return [*detector.estimators_[0].get_weights(), detector.offset_]
+
+    whole, epochs = fitted("whole"), list(saved)
+    assert 3 < len(epochs) < 12  # it stops early
+    for stop in (len(epochs) - 1, len(epochs)):
+        with pytest.raises(KeyboardInterrupt):
+            fitted(f"{stop}", stop)
+        saved.clear()
+        for a, b in zip(fitted(f"{stop}"), whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert saved == epochs[stop:]
+        assert len(list((tmp_path / f"{stop}" / "member-0").glob("*.stopping.npz"))) == 2
 
 
 def test_scores_are_the_detector_s(photos, tmp_path):

@@ -1,6 +1,7 @@
 """What `fit`, `evaluate`, `predict` and `encode` are given: each kind of bad data is named by the library's own sentence, and its place."""
 
 import logging
+import pickle
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from kerasae import builders, checks, models, streams, tasks
+from kerasae.models import batches as batches_of
 
 BAD = 3  # the batch that something is wrong with
 ENDLESS = "has no end: pass"
@@ -61,8 +63,8 @@ def nothing():
 
 
 class Sequence(keras.utils.PyDataset):
-    def __init__(self, x, spoil, endless=False):
-        super().__init__()
+    def __init__(self, x, spoil, endless=False, **workers):
+        super().__init__(**workers)
         self.x, self.spoil, self.endless = x, spoil, endless
 
     @property
@@ -92,6 +94,16 @@ def test_a_bad_batch_in_the_middle_is_named(model, x, form, fault):
     with pytest.raises(ValueError, match=f"`x in the dataset's batch 3, counted from 0` .*{message}"):
         model.fit(FORMS[form](x, spoil), verbose=0)
     assert np.isfinite(np.concatenate([w.ravel() for w in model.get_weights()])).all()
+
+
+@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
+def test_a_bad_batch_of_another_worker_is_named(model, x, processes):
+    sequence = Sequence(x, with_nan, workers=2, use_multiprocessing=processes)
+    with pytest.raises(ValueError, match="`x in the dataset's batch 3, counted from 0` holds NaN"):
+        model.fit(sequence, verbose=0)
+    model.fit(Sequence(x, None, workers=2, use_multiprocessing=processes), verbose=0)
+    watched = batches_of._WatchedPyDataset(sequence, None)
+    assert type(pickle.loads(pickle.dumps(watched))) is Sequence
 
 
 @pytest.mark.parametrize("call", ["evaluate", "predict", "encode"])

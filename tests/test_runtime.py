@@ -248,6 +248,7 @@ def test_a_bundle_without_onnx_files_says_so(copy):
         (edit(lambda manifest: manifest["files"].pop("encoder.onnx")), "which is not among its files"),
         (edit(lambda manifest: manifest.pop("files")), "it has no 'files'"),
         (edit(lambda manifest: manifest.update(files=[])), "not the manifest of a bundle, or is damaged"),
+        (edit(lambda manifest: manifest.update(preparation={"columns": 3})), "the columns of its preparation are 3"),
         (edit(lambda manifest: manifest.update(format="other")), "its format is 'other', not 'kerasae-bundle'"),
         (edit(lambda manifest: manifest.update(format_version=2)), "its format version is 2, and 1 is what is read"),
         (

@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from kerasae import builders, keras_internals, tasks, untrusted, zoo
-from kerasae.cli import opening, shared
+from kerasae.cli import app, opening, shared
 from kerasae.cli.app import cli
-from kerasae.data import arrays, preparation
+from kerasae.data import arrays, files, preparation
 from kerasae.runs import detector, recipes
 from kerasae.zoo import making
 
@@ -474,6 +474,70 @@ def test_cards_and_units_are_plain(command, tmp_path, monkeypatch):
     assert "\\x1b" in result.output
 
 
+def test_more_rows_an_epoch_than_memory_holds_are_refused():
+    detector = tasks.AnomalyDetector(max_samples=10**14, epochs=1)
+    with pytest.raises(ValueError, match=r"An epoch of 100,000,000,000,000 examples takes .* \(max_samples\)"):
+        detector.fit(np.random.default_rng(0).random((20, 3)))
+
+
+def test_what_memory_does_not_hold_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(app.cli, "main", lambda **options: np.empty(2**57))
+    with pytest.raises(SystemExit):
+        app.main()
+    assert capsys.readouterr().err.startswith("Error: there is not enough memory. Unable to allocate 1.00 EiB")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("long.csv", b"a,b\n" + b"1" * 300_000 + b",2\n", "can't be read as a table: field larger than field limit"),
+        (
+            "none.npy",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 4)}"),
+            r"holds no examples.*\(0, 4\)",
+        ),
+    ],
+)
+def test_files_that_hold_nothing_or_too_much(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read(tmp_path / name)
+
+
+def test_lists_of_which_one_is_missing(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pa.parquet.write_table(pa.table({"x": [[1.0, 2.0], None]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="Lists of different lengths, or none, in rows 1 to 2"):
+        files.read(tmp_path / "x.parquet")
+
+
+def test_a_mark_that_a_text_lacks_is_said(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"x.csv can't be read as text: UTF-16 stream.*Name its encoding"):
+        files.read(tmp_path / "x.csv", encoding="utf-16")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a=" + "[" * 5000 + "]" * 5000, "is not a recipe: it is nested too deep"),
+        ("#" * 2**21, "it has 2,097,152 bytes"),
+    ],
+    ids=["nested", "large"],
+)
+def test_a_recipe_is_a_small_file(text, message, tmp_path):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        recipes.read(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("module", [".mine", ""])
+def test_a_module_that_can_be_none(module, run):
+    recipe = recipes.read(run / "recipe.toml").model_copy(update={"modules": [module]})
+    with pytest.raises(ValueError, match="The recipe's module .* can't be imported"):
+        recipes.check(recipe)
+
+
 # -- Folders of runs and detectors -------------------------------------------------------------------------------------------------------
 
 
@@ -511,6 +575,7 @@ def run(tmp_path):
         ("data.json", "[]", r"data.json is damaged, or of another kind: it is \[\]"),
         ("data.json", '{"preparation": {"kind": "table", "shape": ["a"]}}', "its entry 'preparation.shape.0' is 'a'"),
         ("data.json", '{"preparation": {"kind": "table", "shape": [4], "x": 1}}', "data.json is damaged"),
+        ("data.json", '{"preparation": {"kind": "table", "shape": [4]}, "num_test": []}', "entry 'num_test' is "),
         ("metrics.json", '{"model": 3}', "its entry 'model' is 3"),
         ("metrics.json", '{"model"', "metrics.json can't be read as JSON"),
     ],

@@ -633,6 +633,16 @@ def test_an_incomplete_model_is_not_published(own, tmp_path, change, message):
     assert not (tmp_path / "zoo").exists()
 
 
+@pytest.mark.parametrize("key", ["published", "source"])
+def test_metrics_of_another_shape_are_not_published(own, key, tmp_path):
+    model = Path(shutil.copytree(own, tmp_path / "mine"))
+    facts = json.loads((model / "metrics.json").read_text())
+    facts["metrics"][0][key] = []
+    (model / "metrics.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=f"its entry 'metrics.0.{key}' is "):
+        making.publish(tmp_path / "zoo", [model])
+
+
 @pytest.mark.parametrize("path", ["/home/me/photos", "../photos", "~/photos", "me\\photos", "data/photos"])
 def test_a_recipe_that_is_published_names_no_folders(own, path, tmp_path):
     model = Path(shutil.copytree(own, tmp_path / "mine"))

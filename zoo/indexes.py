@@ -12,9 +12,18 @@ FILES = ("recipe.toml", "model.keras", "metrics.json", "card.md", "preview.png")
 # A model's metrics.json.
 FACTS = {
     "model": {"sha256": str, "bytes": int, "parameters": int},
-    "versions": {str: str},
+    "versions": {"kerasae": str, "keras": str},
     "metrics": [
-        {"metric": str, "arguments": dict, "value": (int, float), "unit": str, "protocol": str, "num_examples": int}
+        {
+            "metric": str,
+            "arguments": dict,
+            "value": (int, float),
+            "unit": str,
+            "protocol": str,
+            "num_examples": int,
+            "published": (int, float, type(None)),
+            "source": (str, type(None)),
+        }
     ],
 }
 ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -41,6 +41,9 @@ def main():
     except (click.Abort, KeyboardInterrupt):
         click.echo("Stopped.", err=True)
         sys.exit(130)
+    except MemoryError as error:
+        shared.echo(f"Error: there is not enough memory. {error}".rstrip(), err=True)
+        sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         shared.echo(f"Error: {error}", err=True)
         sys.exit(1)

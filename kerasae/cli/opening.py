@@ -103,6 +103,8 @@ def open_model(name):
 _DATA = {
     "preparation": {"kind": str, "shape": [int]},
     "fingerprint?": (str, type(None)),
+    "num_train?": int,
+    "num_test?": int,
     "classes?": (list, type(None)),
 }
 
@@ -191,7 +193,7 @@ def held_out(opened, data_dir):
             f"The data in {opened.recipe.data.path} have changed since the model was trained, so which were held out can't be told. "
             "Name data with --data."
         )
-    ways = [(f["num_train"], f["num_test"], f["preparation"].get("columns")) for f in (facts, now)]
+    ways = [(f.get("num_train"), f.get("num_test"), f["preparation"].get("columns")) for f in (facts, now)]
     if ways[0] != ways[1]:
         raise ValueError(
             f"{opened.recipe.data.path} was read otherwise when the model was trained: {ways[0][0]} and {ways[0][1]} rows of the columns "

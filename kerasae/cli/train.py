@@ -236,7 +236,6 @@ def _train_as_worker(strategy, recipe, loaded, checkpoint, fingerprint, index, o
 
     checkpoints.begin(checkpoint, recipe, fingerprint, overwrite)
     try:
-        processes.check_same_epoch(strategy, checkpoints.last_epoch(checkpoint))
         training.train(recipe, loaded.train[0], checkpoint, 0 if index else shared.verbose(), fingerprint, strategy)
     except processes.WorkerError as error:
         _end(str(error))
@@ -303,7 +302,8 @@ def _complete(recipe):
 
 def _trained(folder):
     """What a finished run has to say: an object, and text."""
-    facts = untrusted.json(folder / "metrics.json", {"metrics": list})
+    measured = {"metric": str, "value": (int, float), "unit": str}
+    facts = untrusted.json(folder / "metrics.json", {"metrics": [measured]})
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     result = {"folder": str(folder.resolve()), **facts, "files": files}
     text = f"""{shared.metrics_table(facts["metrics"])}

@@ -128,6 +128,8 @@ def read(
             )
             kind = "table" if taken else "array"  # lists and tensors are an array's
         fingerprint = writing.sha256(path)
+    if not len(values):
+        raise ValueError(f"{path} holds no examples: its shape is {values.shape}.")
     labels, classes = (None, None) if labels is None else _encode_labels(labels)
     found = Files(
         kind, values, f"sha256:{fingerprint}", names, taken, labels, classes, rows, levels, f"{path.name}: {said}"

@@ -1,5 +1,6 @@
 """Batches that come one after the other, each checked on its way, so that a bad one is named and nothing is learnt from it."""
 
+import copy
 import inspect
 import itertools
 import math
@@ -98,7 +99,7 @@ class Watch:
             return self._over_dataset(batches, first, several_workers)
         if isinstance(batches, keras.utils.PyDataset):
             self._check_first(iter([batches[0]] if batches.num_batches != 0 else []))
-            return batches if batches.use_multiprocessing else _WatchedPyDataset(batches, self._take)
+            return _WatchedPyDataset(batches, self._take)
         if inspect.isgenerator(batches):
             numbered = self._over_generator(batches)
             return _chained(self._first_of(numbered), numbered)
@@ -194,11 +195,15 @@ def _chained(first, rest):
 
 
 class _WatchedPyDataset(keras.utils.PyDataset):
-    """A `PyDataset` whose batches are checked."""
+    """A `PyDataset` whose batches are checked, in the process that makes them: the check needs no TensorFlow."""
 
     def __init__(self, batches, take):
-        super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
+        super().__init__(batches.workers, batches.use_multiprocessing, batches.max_queue_size)
         self.batches, self.take = batches, take
+
+    def __reduce__(self):
+        # To a process that isn't forked, as on Windows, no model can be sent: there, the first batch alone is checked.
+        return copy.copy, (self.batches,)
 
     @property
     def num_batches(self):

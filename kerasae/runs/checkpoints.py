@@ -5,6 +5,8 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
+
 from kerasae import checks, untrusted, writing
 
 _logger = logging.getLogger(__name__)
@@ -111,19 +113,19 @@ def differences(old, new, prefix=""):
             yield f"{prefix}{key} was {a!r} and is {b!r}"
 
 
-def last_epoch(checkpoint):
-    """How many whole epochs an unfinished run has seen."""
-    return max(Progress(Path(checkpoint)).states(), default=0)
-
-
 class Progress:
     """The state of a run after each epoch, in one file: whenever a process is killed, the last whole one is there.
 
     Keras's BackupAndRestore writes weights and epoch one after the other and in place, so that a kill in between spoils both.
     """
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, stopping=None):
+        """
+        Args:
+            folder: of the states.
+            stopping: `keras.callbacks.EarlyStopping` whose state, with its best weights, belongs to the run's, if there is one.
+        """
+        self.folder, self.stopping, self._stopping_state = folder, stopping, {}
         self.history = {}
         self.seconds = 0.0  # of training, over all processes
         self._started = time.perf_counter()
@@ -133,37 +135,44 @@ class Progress:
             int(path.name.split(".")[0].removeprefix("epoch-")): path for path in self.folder.glob("epoch-*.weights.h5")
         }
 
-    def restore(self, model, fall_back=True):
-        """Loads the last state; returns how many epochs it has seen.
+    def restore(self, model, agree=None):
+        """Loads the last state that is whole; returns how many epochs it has seen.
 
         Args:
             model: the run's.
-            fall_back: whether an earlier state serves where the last one is damaged.
+            agree: of several workers, function of the epochs whose states can be loaded here, the last one first, that gives the last one
+                that all have.
 
         Raises:
             ValueError: where no state can be loaded.
         """
-        damaged = {}
+        damaged, whole, tried = {}, [], 0
         for epoch, path in sorted(self.states().items(), reverse=True):
+            tried = epoch
             try:
-                model.load_weights(path)
+                self._load(model, path)
             except Exception as error:  # h5py and Keras raise anything
                 damaged[path] = f"{type(error).__name__}: {error}"
-                if not fall_back:
-                    break
                 continue
-            if damaged:
-                _logger.warning("%s: going on after epoch %d, the state before.", _said(damaged), epoch)
-                for path in damaged:
-                    path.unlink()
-            self._restore_history(epoch)
-            return epoch
-        if damaged:
+            whole.append(epoch)
+            if agree is None:
+                break
+        if damaged and not whole:
             raise ValueError(
                 f"{_said(damaged)}. To start this run again from the first epoch, remove {checks.listed(damaged)}; or start another with "
                 "--overwrite."
             )
-        return 0
+        epoch = max(whole, default=0) if agree is None else agree(whole)
+        if damaged:
+            _logger.warning("%s: going on after epoch %d, the state before.", _said(damaged), epoch)
+        for later, path in self.states().items():
+            if later > epoch:
+                _remove_state(path)
+        if epoch:
+            if tried != epoch:  # what was loaded last, or in part
+                self._load(model, self.states()[epoch])
+            self._restore_history(epoch)
+        return epoch
 
     def _restore_history(self, epoch):
         """What was logged in the first epochs; NaN where it is lost."""
@@ -177,6 +186,22 @@ class Progress:
             history = {}
         self.history = {name: (values + [math.nan] * epoch)[:epoch] for name, values in history.items()}
 
+    def _load(self, model, path):
+        model.load_weights(path)
+        if self.stopping is None:
+            return
+        stored = untrusted.Archive(_beside(path))
+        weights = [stored[f"weights_{i}"] for i in range(len(stored.names) - 3)]
+        best, wait, best_epoch = (stored[name].item() for name in _STOPPING)
+        best = None if math.isnan(best) else best  # of losses that were none yet
+        self._stopping_state = {"best": best, "wait": wait, "best_epoch": best_epoch, "best_weights": weights}
+        self.continue_stopping()
+
+    def continue_stopping(self):
+        """Gives what stops the run early the state that was restored, which Keras resets as `fit` begins."""
+        for name, value in self._stopping_state.items():
+            setattr(self.stopping, name, value)
+
     def save(self, model, epoch, logs):
         """Saves the state after `epoch` epochs, and keeps the one before."""
         for name, value in logs.items():
@@ -186,8 +211,27 @@ class Progress:
         # History first: one epoch too many is cut off again.
         writing.json(self.folder / "history.json", {"history": self.history, "seconds": self.seconds})
         for _, path in sorted(self.states().items())[:-1]:
-            path.unlink()
-        save_weights(model, self.folder / f"epoch-{epoch}.weights.h5")
+            _remove_state(path)
+        path = self.folder / f"epoch-{epoch}.weights.h5"
+        if self.stopping is not None:  # first, too: the state is there once the weights are
+            weights = {f"weights_{i}": values for i, values in enumerate(self.stopping.best_weights)}
+            with writing.file(_beside(path)) as beside:
+                facts = {name: getattr(self.stopping, name) for name in _STOPPING}
+                np.savez(beside, **weights, **facts | {"best": math.nan if facts["best"] is None else facts["best"]})
+        save_weights(model, path)
+
+
+_STOPPING = ("best", "wait", "best_epoch")  # what an EarlyStopping knows, besides its best weights
+
+
+def _beside(path):
+    """Where the state of what stops a run early lies."""
+    return path.with_name(path.name.replace(".weights.h5", ".stopping.npz"))
+
+
+def _remove_state(path):
+    path.unlink()
+    _beside(path).unlink(missing_ok=True)
 
 
 def save_weights(model, path):
@@ -215,6 +259,9 @@ def saving(progress, seconds=0):
     saved = time.monotonic()
 
     class Saving(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            progress.continue_stopping()
+
         def on_epoch_end(self, epoch, logs=None):
             nonlocal saved
             if not math.isfinite(logs["loss"]):

@@ -171,10 +171,10 @@ def _going_on(checkpoint):
     """What lets the detector's models go on after the last epoch that was saved, one after the other."""
     members = itertools.count()
 
-    def go_on(model):
+    def go_on(model, stopping):
         member = checkpoint / f"member-{next(members)}"
         member.mkdir(exist_ok=True)
-        progress = checkpoints.Progress(member)
+        progress = checkpoints.Progress(member, stopping)
         epoch = progress.restore(model)
         if epoch:
             _logger.info("Going on after epoch %d.", epoch)

@@ -19,6 +19,7 @@ from kerasae.runs.measures import Measurement
 
 # What a builder takes that a recipe can't hold, or gives by itself.
 _NO_OPTIONS = {"input_shape", "encoder", "decoder", "seed", "kwargs"}
+_MOST_BYTES = 2**20  # of a recipe file
 _LARGEST_DENSE_SIDE = 32  # pixels of images for which a dense network is the default
 
 
@@ -132,9 +133,13 @@ def read(path):
     path = Path(path)
     writing.check_regular(path)
     try:
-        recipe = validated(tomllib.loads(path.read_text()))
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes, and at most {_MOST_BYTES:,} were expected")
+        recipe = validated(tomllib.loads(path.read_text(encoding="utf-8")))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is not a recipe: it is nested too deep") from None
     except ValueError as error:
         raise ValueError(f"{path} is not a recipe: {error}") from error
     if recipe.data.path is not None:
@@ -187,7 +192,7 @@ def import_modules(recipe):
     for module in recipe.modules or ():
         try:
             importlib.import_module(module)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, TypeError, ValueError) as error:  # the latter of names such as ".mine" and ""
             raise ValueError(
                 f"The recipe's module {module!r} can't be imported: {error}. Install it, or add its folder to PYTHONPATH."
             ) from error

@@ -1,13 +1,14 @@
 """Trains a recipe's model and fills the run's folder."""
 
 import contextlib
+import functools
 import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 from kerasae import writing
-from kerasae.runs import checkpoints, examples, measures, recipes
+from kerasae.runs import checkpoints, examples, measures, recipes, workers
 from kerasae.runs.checkpoints import CHECKPOINT
 
 _logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def train(recipe, x_train, checkpoint, verbose="auto", fingerprint=None, strateg
         model.optimizer.build(model.trainable_variables)
     checkpoints.begin(checkpoint, recipe, fingerprint, start_again)
     progress = checkpoints.Progress(checkpoint)
-    started, initial_epoch = time.perf_counter(), progress.restore(model, fall_back=strategy is None)
+    agree = None if strategy is None else functools.partial(workers.last_common_epoch, strategy)
+    started, initial_epoch = time.perf_counter(), progress.restore(model, agree)
     training = recipe.training
     if recipe.pretraining is not None and initial_epoch == 0:
         _pretrain(recipe.pretraining, model, x_train, checkpoint / "pretrained.weights.h5", verbose)

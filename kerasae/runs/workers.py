@@ -83,20 +83,30 @@ def strategy(index, addresses, timeout):
         timer.cancel()
 
 
-def check_same_epoch(strategy, epoch):
-    """Raises where the workers' states are of different epochs: they would wait for each other for ever."""
+def last_common_epoch(strategy, epochs):
+    """The last epoch whose state all workers have whole, 0 where none has any.
+
+    Args:
+        strategy: of all workers.
+        epochs: of this worker's states, the last one first; two are kept.
+
+    Raises:
+        WorkerError: where they have none in common: they would wait for each other for ever.
+    """
     import tensorflow as tf
 
     def gather():
         context = tf.distribute.get_replica_context()
-        return context.all_gather(tf.constant([epoch]), axis=0)
+        return context.all_gather(tf.constant([[*epochs, 0, 0][:2]]), axis=0)
 
-    epochs = strategy.experimental_local_results(strategy.run(tf.function(gather)))[0].numpy().tolist()
-    if len(set(epochs)) > 1:
+    found = strategy.experimental_local_results(strategy.run(tf.function(gather)))[0].numpy().tolist()
+    common = set.intersection(*map(set, found)) - {0}
+    if not common and any(map(any, found)):
         raise WorkerError(
-            f"The workers' states are of different epochs, {epochs}. Copy the newest epoch-*.weights.h5 and history.json from its "
-            f"{CHECKPOINT} folder to the others', or start all again with --overwrite."
+            f"The workers' states are of different epochs, {[max(own) for own in found]}. Copy the newest epoch-*.weights.h5 and "
+            f"history.json from its {CHECKPOINT} folder to the others', or start all again with --overwrite."
         )
+    return max(common, default=0)
 
 
 def _answers(address):
@@ -174,24 +184,25 @@ def run(folder, num_workers, command):
 
 
 def _level(folder, num_workers):
-    """Gives every worker the state of the furthest: a kill can come between the moments at which they save the same epoch."""
+    """Gives every worker the last two states of the furthest: a kill can come between the moments at which they save the same epoch."""
     folders = [checkpoint(folder, i) for i in range(num_workers)]
-    states = [
-        (int(path.name.split(".")[0].removeprefix("epoch-")), path)
-        for path in (Path(folder) / CHECKPOINT).rglob("epoch-*.weights.h5")
-    ]
+    states = {}
+    for path in sorted((Path(folder) / CHECKPOINT).rglob("epoch-*.weights.h5"), reverse=True):
+        states.setdefault(int(path.name.split(".")[0].removeprefix("epoch-")), []).append(path)
     for own in folders:
         own.mkdir(parents=True, exist_ok=True)
     if not states:
         return
-    newest, source = max(states)
+    kept = sorted(states)[-2:]
     for own in folders:
-        if own != source.parent and not (own / source.name).exists():
-            for path in (source.parent / "history.json", source):
-                with writing.file(own / path.name) as beside:
-                    shutil.copyfile(path, beside)
-    for epoch, path in states:
-        if epoch < newest:
+        if not (own / states[kept[-1]][0].name).exists():
+            sources = [states[kept[-1]][0].with_name("history.json"), *(states[epoch][0] for epoch in kept)]
+            for path in sources:
+                if path.parent != own:
+                    with writing.file(own / path.name) as beside:
+                        shutil.copyfile(path, beside)
+    for epoch in set(states) - set(kept):
+        for path in states[epoch]:
             path.unlink()
 
 

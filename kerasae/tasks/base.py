@@ -75,7 +75,7 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
 
     # What every builder that has such an option is given where `model_options` says nothing else.
     _builder_options: ClassVar = {}
-    # Function of a compiled model that gives callbacks and how many epochs it has seen: so a fit without early stopping can go on.
+    # Function of a compiled model and what stops it early, or None, that gives callbacks and how many epochs it has seen: so fits go on.
     _going_on: ClassVar = None
     # What was done to the data before `fit` saw it, a `kerasae.preparation.Preparation`; what is exported takes data from before.
     preparation = None
@@ -229,7 +229,11 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
         targets = [] if y is None and corrupt is None else [x if y is None else y]
         arrays = [array.reshape(len(array), *shape) for array in (x, *targets)]
         checks.array(arrays[-1], shape, unit_interval=model.needs_unit_interval, missing=model.takes_missing)
-        options, callbacks, rows = {}, [], np.arange(num_rows) % len(x)
+        size = 24 * num_rows  # of the rows' numbers, and their order
+        checks.fits(
+            size, f"An epoch of {num_rows:,} examples takes {size / 2**30:.1f} GiB", "Take fewer (max_samples)."
+        )
+        options, stopping, rows = {}, None, np.arange(num_rows) % len(x)
         num_held_out = min(round(fraction * num_rows), num_rows - 1)
         if num_held_out:
             patience = checks.positive_int(self.patience, "patience")
@@ -245,8 +249,8 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             options["validation_data"] = tuple(held_out)
             options["validation_batch_size"] = max(batch_size, ROWS_AT_ONCE)
             rows = rows[num_held_out:]
-            callbacks.append(
-                keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience, restore_best_weights=True)
+            stopping = keras.callbacks.EarlyStopping(
+                "val_loss", mode="min", patience=patience, restore_best_weights=True
             )
         own = self.model if isinstance(self.model, Autoencoder) and self.model.compiled else None
         steps = -(-len(rows) // batch_size)
@@ -257,12 +261,14 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             model.compile(optimizer=keras.optimizers.Adam(schedule))
         else:
             model.compile(optimizer=keras.optimizers.Adam(learning_rate))
-        first = 0
-        if self._going_on is not None and not num_held_out:
+        first, callbacks, loss = 0, [] if stopping is None else [stopping], []
+        if self._going_on is not None:
             model.optimizer.build(model.trainable_variables)
-            callbacks, first = self._going_on(model)
-        loss = []
-        if first < epochs:
+            going_on, first = self._going_on(model, stopping)
+            callbacks += going_on
+        if stopping is not None and (first == epochs or stopping.wait >= patience):
+            model.set_weights(stopping.best_weights)
+        elif first < epochs:
             history = model.fit(
                 shuffled_batches(arrays, rows, batch_size, steps, epochs, seed, corrupt, first),
                 epochs=epochs,

@@ -67,7 +67,7 @@ class Parquet:
         """A batch of lists or tensors as one array; `row` and `width` are the first row's number, and the shape so far."""
         shape = getattr(column.type, "shape", None)
         storage = getattr(column, "storage", column)
-        lengths = {None if v is None else len(v) for v in storage}
+        lengths = {len(v) if v.is_valid else None for v in storage}
         if width is not None:
             lengths.add(math.prod(width))
         if len(lengths) > 1 or None in lengths:

@@ -55,9 +55,10 @@ class Csv:
                 lines = list(itertools.islice(file, _SAMPLE))
         told = re.fullmatch(r"sep=(.)\s*", lines[0]) if lines else None  # as Excel writes it
         self.skipped = 1 if told else 0
-        self.separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator) or (
-            told[1] if told else dialects.separator_of(path, lines[self.skipped :])
-        )
+        with self._readable():
+            self.separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator) or (
+                told[1] if told else dialects.separator_of(path, lines[self.skipped :])
+            )
         if len(self.separator) != 1:
             raise ValueError(f"separator must be one character. Received: {separator!r}")
         records = self._records()
@@ -119,6 +120,10 @@ class Csv:
             raise ValueError(
                 f"{self.path} can't be read as {error.encoding} text: byte {error.object[error.start]:#x}. "
                 "Name its encoding (--encoding latin-1)."
+            ) from error
+        except UnicodeError as error:  # of an encoding that begins with a mark
+            raise ValueError(
+                f"{self.path} can't be read as text: {error}. Name its encoding (--encoding latin-1)."
             ) from error
         except LookupError as error:
             raise ValueError(f"{error}. Known are utf-8, latin-1, cp1252, utf-16 and Python's others.") from error
