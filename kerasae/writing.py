@@ -27,7 +27,8 @@ BESIDE = ".new-"  # begins the names of files and folders that are being prepare
 # Behind it the machine and process, and the name of the place, if it is one. Earlier versions told no process.
 _PREPARED = re.compile(r"\.new-(?:(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{12}|[0-9a-f]{32})(?:-(?P<name>.+))?")
 _DAY = 86_400  # seconds after which what another machine was preparing counts as left behind
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # that file managers leave anywhere
+_LOCK = ".kerasae-lock"  # where folders can't be locked themselves
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", _LOCK}  # that file managers leave anywhere, and locks
 
 
 @contextlib.contextmanager
@@ -158,20 +159,29 @@ def locked(folder, doing):
     """
     try:
         import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    except ImportError:  # Windows, which opens no folders
+        import msvcrt
+
+        path = Path(folder) / _LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        lock = functools.partial(msvcrt.locking, descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        path, descriptor = None, os.open(folder, os.O_RDONLY)
+        lock = functools.partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    is_ours = False
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock()
+        except (BlockingIOError, PermissionError) as error:
             raise OSError(f"Another process is {doing} in {folder}. Wait for it, or choose another folder.") from error
         except OSError:  # a file system without locks
             _logger.debug("%s can't be locked", folder)
+        is_ours = True
         yield
     finally:
         os.close(descriptor)
+        if path is not None and is_ours:
+            path.unlink(missing_ok=True)
 
 
 def writable(folder, instead="folder"):

@@ -614,7 +614,7 @@ def test_only_what_a_command_wrote_is_overwritten(trained, tmp_path, monkeypatch
         "detect fit table.csv --folder photos": "holds nothing that this command wrote",
         "detect fit photos --folder photos/detector": "lies in photos",
         "quickstart --folder run": "holds nothing that this command wrote",
-        "figures run --folder photos": "holds nothing that this command wrote",
+        "figures run --folder photos": "PNG files of earlier versions of kerasae don't say who wrote them",
         "figures run --data run/figures --folder run/figures": "is, or holds, run/figures",
         "reconstruct run photos photos": "holds nothing that this command wrote",
         "reconstruct run x.npy x.npy": "is, or holds, x.npy",

@@ -505,8 +505,8 @@ def test_files_that_hold_nothing_or_too_much(name, content, message, tmp_path):
 
 
 def test_lists_of_which_one_is_missing(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    pa.parquet.write_table(pa.table({"x": [[1.0, 2.0], None]}), tmp_path / "x.parquet")
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"x": [[1.0, 2.0], None]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="Lists of different lengths, or none, in rows 1 to 2"):
         files.read(tmp_path / "x.parquet")
 

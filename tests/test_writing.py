@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +281,31 @@ def test_two_processes_in_one_folder(tmp_path):
         pytest.fail("the block must not run")
     with writing.locked(tmp_path, "training"):
         assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_in_one_folder_where_folders_cant_be_locked(tmp_path, monkeypatch):
+    """Windows, whose locks are on bytes of a file."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def locking(descriptor, mode, count):
+        assert (mode, count) == ("non-blocking", 1)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PermissionError(13, "Permission denied") from error
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK="non-blocking"))
+    with (
+        writing.locked(tmp_path, "training"),
+        pytest.raises(OSError, match="Another process is training in"),
+        writing.locked(tmp_path, "training"),
+    ):
+        pytest.fail("the block must not run")
+    with writing.locked(tmp_path, "training"):
+        assert [path.name for path in tmp_path.iterdir()] == [".kerasae-lock"]
+        assert writing.held(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cant_be_written(tmp_path):

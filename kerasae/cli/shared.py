@@ -235,9 +235,11 @@ def check_new(folder, overwrite, ours):
     if not overwrite:
         raise click.ClickException(f"{folder} is not empty. Choose another folder, or --overwrite.")
     if not set(ours(folder)) & set(held):
+        pictures = all(name.endswith(".png") for name in held)
+        hint = " PNG files of earlier versions of kerasae don't say who wrote them: if these are such, remove them yourself."
         raise click.ClickException(
             f"{folder} holds nothing that this command wrote, but {checks.listed(held)}: nothing of that is replaced. Choose another "
-            "folder."
+            f"folder.{hint * pictures}"
         )
 
 
