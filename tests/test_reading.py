@@ -153,6 +153,15 @@ def test_rows_of_text_and_gaps_are_left_out_and_said(tmp_path, caplog):
     assert [read.classes[i] for i in read.labels] == ["u", "w"]
 
 
+def test_a_column_of_remarks_and_an_empty_one_are_left_out(tmp_path, caplog):
+    path = written(tmp_path / "a.csv", "a,remark,empty,b\n1,,,2\n3,checked,,4\n,,,6\n7,,,8\n")
+    read = files.read(path, skip_unreadable=True)
+    np.testing.assert_array_equal(read.values, [[1, 2], [3, 4], [7, 8]])
+    assert "left out remark (text)" in caplog.text
+    assert "left out empty (no value)" in caplog.text
+    assert "left out 1 row with gaps or text" in caplog.text
+
+
 def test_digits_that_float64_lacks_are_said(tmp_path, caplog):
     path = written(tmp_path / "a.csv", "ts,a\n1700000000123456789,1\n1700000000123456999,2\n")
     caplog.set_level(logging.INFO)

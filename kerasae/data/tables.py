@@ -24,10 +24,10 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect, missing=Fa
     if not len(values):
         raise ValueError(f"{path} has no rows.")
     if skip_unreadable and not (expected or columns):
-        text = [name for name, (number, *_) in problems.text.items() if 2 * number >= len(values)]
-        if text and len(text) < len(taken):
-            left_out |= dict.fromkeys(text, "text")
-            taken = [name for name in taken if name not in text]
+        useless = problems.useless(len(values))
+        if useless and len(useless) < len(taken):
+            left_out |= useless
+            taken = [name for name in taken if name not in useless]
             values, classes, problems = _collected(table, taken, labels)
     if values.ndim == 3:
         values = values[..., None]  # grey images
@@ -116,6 +116,17 @@ class _Problems:
                     self.rows.append(start + i)
                 line = chunk.lines[i] if chunk.lines else None
                 kind[name] = (kind[name][0] + 1, *kind[name][1:]) if name in kind else (1, found, line)
+
+    def useless(self, num_rows):
+        """`{name: why}` of the columns with at least as many cells of text as of numbers, and of those without a value."""
+        counts = {
+            name: (self.text.get(name, (0,))[0], self.gaps.get(name, (0,))[0]) for name in {**self.text, **self.gaps}
+        }
+        return {
+            name: "text" if text else "no value"
+            for name, (text, gaps) in counts.items()
+            if num_rows == gaps or 0 < text >= num_rows - text - gaps
+        }
 
     def said(self, path, num_rows):
         """All of them in one error, with what to do about each."""
