@@ -918,6 +918,7 @@ def every_figure(x, labels, model):
         "jacobian_spectrum": lambda ax=None: figures.jacobian_spectrum({"a": model}, shown[:2], ax=ax),
         "tangents": lambda ax=None: figures.tangents(model, shown[:2], ax=ax),
         "error_histograms": lambda ax=None: figures.error_histograms([1.0, 2.0], [3.0], 2.5, ax=ax),
+        "series": lambda: figures.series(np.sin(np.arange(40)), -np.arange(40.0), -30.0, np.zeros(40)),
         "rate_distortion": lambda ax=None: figures.rate_distortion({"a": (1, 2)}, ax=ax),
         "training_curves": lambda: figures.training_curves({"loss": [2.0, 1.0], "val_loss": [2.0, 1.5]}),
     }
@@ -958,7 +959,11 @@ def test_every_figure_is_readable_in_light_and_dark(drawings, name, dark):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in public_drawings() if n not in {"codes_2d", "codes_beside_pca", "code_activations", "training_curves"}],
+    [
+        n
+        for n in public_drawings()
+        if n not in {"codes_2d", "codes_beside_pca", "code_activations", "series", "training_curves"}
+    ],
 )
 def test_a_given_axes_is_drawn_in(drawings, name):
     figure = Figure()

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from kerasae import export
+from kerasae import export, figures
 from kerasae.data.reading import series
 from kerasae.tasks import AnomalyDetector, SeriesDetector
 
@@ -193,6 +193,23 @@ def test_new_normal_rows_are_rarely_called_anomalies(detector):
     rng, t = np.random.default_rng(1), np.arange(600, 2600)
     later = np.stack([np.sin(t / 5), np.cos(t / 5)], axis=1) + 0.1 * rng.normal(size=(2000, 2))
     assert (detector.predict(later * (1, 50) + (0, 1000)) < 0).mean() <= 0.05
+
+
+def test_a_picture_shows_channels_scores_and_intervals(sensors, detector):
+    _, new = sensors
+    scores, reconstruction = detector.score_samples(new), detector.reconstruct(new)
+    figure = figures.series(new, scores, detector.offset_, reconstruction, names=["flow", "pressure"])
+    assert [ax.get_ylabel() for ax in figure.axes] == ["flow", "pressure", "score"]
+    (observed, reconstructed), (score, *_) = figure.axes[1].lines, figure.axes[2].lines
+    np.testing.assert_array_equal(observed.get_ydata(), new[:, 1])
+    np.testing.assert_array_equal(reconstructed.get_ydata(), reconstruction[:, 1])
+    np.testing.assert_array_equal(score.get_ydata(), scores)
+    (found,) = detector.anomalies(new)
+    for ax in figure.axes:
+        (shade,) = ax.patches
+        assert (shade.get_x(), shade.get_x() + shade.get_width()) == found["rows"]
+    with pytest.raises(ValueError, match="200 rows"):
+        figures.series(new, scores[1:])
 
 
 def test_it_is_exported_as_it_computes(detector, tmp_path):

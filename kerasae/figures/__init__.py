@@ -11,6 +11,7 @@ from kerasae.figures.curves import error_histograms, rate_distortion, singular_v
 from kerasae.figures.drawing import save, theme
 from kerasae.figures.images import denoising, interpolation, reconstructions, samples, signed_images
 from kerasae.figures.networks import atoms, filters, jacobian_spectrum, tangents
+from kerasae.figures.series import series
 from kerasae.figures.units import code_activations, top_images, unit_kl, unit_variance
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "reconstructions",
     "samples",
     "save",
+    "series",
     "signed_images",
     "singular_values",
     "tangents",
