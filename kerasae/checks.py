@@ -88,7 +88,7 @@ def shapes_match(expected, received):
     )
 
 
-def array(values, shape=None, name="x", unit_interval=False, missing=False):
+def array(values, shape=None, name="x", unit_interval=False, missing=False, padding=None):
     """Returns `values` as a numeric array of finite examples.
 
     Args:
@@ -97,6 +97,7 @@ def array(values, shape=None, name="x", unit_interval=False, missing=False):
         name: its name in error messages.
         unit_interval: whether values must lie in [0, 1], as a Bernoulli likelihood needs.
         missing: whether NaN is taken, as a missing value; infinity is not.
+        padding: a value that may stand anywhere, in [0, 1] or not.
 
     Returns:
         The array; memory is copied only if `values` was not an array.
@@ -125,8 +126,34 @@ def array(values, shape=None, name="x", unit_interval=False, missing=False):
     if values.shape == () or len(values) == 0 or values.size == 0:
         raise ValueError(f"`{name}` is empty: its shape is {values.shape}.")
     for start in range(0, len(values), _ROWS_AT_ONCE):
-        _check_values(values[start : start + _ROWS_AT_ONCE], name, unit_interval, start, missing)
+        _check_values(values[start : start + _ROWS_AT_ONCE], name, unit_interval, start, missing, padding)
     return values
+
+
+def padded(examples, shape, name="x", value=0.0):
+    """Sequences of different lengths as one array, `(n, steps, ...)`, each followed by `value` up to as many steps as `shape` has.
+
+    Args:
+        examples: a list of arrays, `(length, ...)` each.
+        shape: of one example, `(steps, ...)`.
+        name: as in `array`.
+        value: of the padding.
+
+    Raises:
+        ValueError: where an example has another shape, or is longer.
+    """
+    examples = [np.asarray(example) for example in examples]
+    for i, example in enumerate(examples):
+        if not shapes_match((None, *shape[1:]), example.shape) or len(example) > shape[0]:
+            expected = ", ".join(["length", *map(str, shape[1:])])
+            raise ValueError(
+                f"`{name}` must be sequences of shape ({expected}), of at most {shape[0]} steps. Received, in example {i}: {example.shape}"
+            )
+    dtype = np.result_type("float32", *examples) if examples and np.asarray(value).dtype.kind == "f" else None
+    filled = np.full((len(examples), *shape), value, dtype or np.result_type(*examples) if examples else "float32")
+    for row, example in zip(filled, examples, strict=True):
+        row[: len(example)] = example
+    return filled
 
 
 def plain(values):
@@ -262,7 +289,9 @@ def _in_float32(low, high, name):
         )
 
 
-def _check_values(rows, name, unit_interval, start, missing):
+def _check_values(rows, name, unit_interval, start, missing, padding=None):
+    if padding is not None:
+        rows = np.where(rows == padding, 0, rows)
     if missing and rows.dtype.kind == "f":
         rows = np.where(np.isnan(rows), 0, rows)
     low, high = float(rows.min()), float(rows.max())  # NaN if any entry is NaN

@@ -53,6 +53,12 @@ class Likelihood(_Named):
     support = None
     head = "linear"
     outputs = ("reconstruction",)
+    # Which steps of an example are padding, a `kerasae.sequences.Padding` that the model's encoder knows; None: there is none.
+    padding = None
+
+    def weights(self, x):
+        """1 where x counts, 0 where it is padding, in a shape that broadcasts to x's; None: all counts."""
+        return None if self.padding is None else self.padding.weights(x)
 
     def reader(self, decoder, names):
         """A function from the decoder's inputs and `training` to its outputs by these names, `{"reconstruction": ...}`."""
@@ -93,7 +99,7 @@ class SquaredError(Likelihood):
     score = "squared error of the reconstruction r: sum_i (x_i - r_i)^2", "squared units of x"
 
     def loss(self, x, outputs):
-        return losses.squared_error(x, outputs["reconstruction"])
+        return losses.squared_error(x, outputs["reconstruction"], self.weights(x))
 
 
 class Bernoulli(Likelihood):
@@ -129,7 +135,7 @@ class Bernoulli(Likelihood):
         return lambda inputs, training: dict(zip((names[0], "logits"), with_logits(inputs, training), strict=True))
 
     def loss(self, x, outputs):
-        return losses.binary_crossentropy(x, outputs["logits"])
+        return losses.binary_crossentropy(x, outputs["logits"], self.weights(x))
 
     def log_prob_of_samples(self, x, outputs, num_samples):
         """`sum_i x_i l_i - ln(1 + e^l_i)` of logits l.
@@ -137,6 +143,8 @@ class Bernoulli(Likelihood):
         `ln(1 + e^l) = max(l, 0) + ln(1 + e^-|l|)`, and sums of logarithms are logarithms of products: eight factors between 1 and 2 share
         one, which saves most of the time that a decoder's wide output costs.
         """
+        if self.padding is not None:
+            return repeated_log_prob(self.loss, x, outputs, num_samples)
         batch = x.shape[0]
         x = tf.reshape(x, (batch, -1))
         logits = tf.cast(tf.reshape(outputs["logits"], (num_samples, batch, -1)), tf.float32)
@@ -181,7 +189,7 @@ class Gaussian(Likelihood):
         return ops.convert_to_tensor(self.log_variance) if self.variance == "learned" else self.log_variance
 
     def loss(self, x, outputs):
-        return losses.gaussian_nll(x, outputs["reconstruction"], self._log_variance(outputs))
+        return losses.gaussian_nll(x, outputs["reconstruction"], self._log_variance(outputs), self.weights(x))
 
     def sample(self, outputs, generator):
         return sample_normal(outputs["reconstruction"], self._log_variance(outputs), generator)

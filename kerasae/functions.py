@@ -91,6 +91,8 @@ def of_model(model):
         return Port(name, tuple(tensor.shape), tensor.dtype, value_range, meaning)
 
     takes = (0, 255) if encoder.inputs[0].dtype == "uint8" else model.likelihood.support
+    if takes and model.padding is not None and not takes[0] <= model.padding.value <= takes[1]:
+        takes = None
     x = port("x", encoder.inputs[0], "examples", takes)
     if model.takes_missing:
         x = replace(x, meaning="examples, with NaN for what is missing", missing=True)
@@ -120,7 +122,8 @@ def of_model(model):
 
     def reconstruct(*inputs):
         x = one_or_list(*inputs)
-        return decode(model.code_of(encoder(x, training=False)), *model.condition_of(x))[:1]
+        (reconstruction, *_) = decode(model.code_of(encoder(x, training=False)), *model.condition_of(x))
+        return [model.with_padding(model.target_of(x), reconstruction)]
 
     def measure(*inputs):
         return [model.score(one_or_list(*inputs))]

@@ -56,6 +56,13 @@ def compiled_loss(model, y, y_pred, sample_weight):
     return model._compile_loss(y, y_pred, sample_weight)
 
 
+def with_mask(tensor, mask):
+    """The tensor, with a mask that Keras's losses and metrics obey: only its layers give one in public."""
+    tensor = tf.identity(tensor)
+    keras.src.backend.set_keras_mask(tensor, mask)
+    return tensor
+
+
 def compiled_metrics(model):
     """The metrics given to `compile`, as they were given: `model.metrics` holds them wrapped into one."""
     metrics = model._compile_metrics

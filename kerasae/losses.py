@@ -8,8 +8,10 @@ from keras import ops
 _SMALLEST_RATE = 1e-6
 
 
-def _sum_features(values):
+def _sum_features(values, weights=None):
     # (batch, ...) -> (batch,)
+    if weights is not None:
+        values = ops.where(weights > 0, weights * values, 0.0)  # 0 whatever stands there
     return ops.sum(values, axis=tuple(range(1, len(values.shape))))
 
 
@@ -38,21 +40,25 @@ def _batch_mean(values):
     return total / count
 
 
-def squared_error(x, reconstruction):
+def squared_error(x, reconstruction, weights=None):
     """Squared error per example: `sum_i (x_i - x'_i)^2`.
 
     Args:
         x: the target, shape `(batch, ...)`, any range.
         reconstruction: x', of the same shape.
+        weights: w_i of each term, at least 0, in a shape that broadcasts to x's. Default: 1.
 
     Returns:
         Squared error, shape `(batch,)`, in squared units of `x`. Keras's `"mse"` divides this by the number of features.
     """
-    x, reconstruction = _flat(*_float32(x, reconstruction))
+    x, reconstruction = _float32(x, reconstruction)
+    if weights is not None:
+        return _sum_features(ops.square(x - reconstruction), weights)
+    x, reconstruction = _flat(x, reconstruction)
     return _sum_features(ops.square(x - reconstruction))
 
 
-def binary_crossentropy(x, logits):
+def binary_crossentropy(x, logits, weights=None):
     """Cross-entropy per example, in nats: `-sum_i x_i ln p_i + (1 - x_i) ln(1 - p_i)` with `p = sigmoid(logits)`.
 
     For binary `x` it is the negative log-likelihood of a Bernoulli distribution.
@@ -60,15 +66,19 @@ def binary_crossentropy(x, logits):
     Args:
         x: the target, shape `(batch, ...)`, in [0, 1].
         logits: of the same shape, any range.
+        weights: as in `squared_error`.
 
     Returns:
         Cross-entropy in nats, shape `(batch,)`.
     """
-    x, logits = _flat(*_float32(x, logits))
+    x, logits = _float32(x, logits)
+    if weights is not None:
+        return _sum_features(ops.binary_crossentropy(x, logits, from_logits=True), weights)
+    x, logits = _flat(x, logits)
     return _sum_features(ops.binary_crossentropy(x, logits, from_logits=True))
 
 
-def gaussian_nll(x, mean, log_variance):
+def gaussian_nll(x, mean, log_variance, weights=None):
     """Negative log-density of a diagonal Gaussian per example, in nats.
 
     `sum_i 1/2 ((x_i - mean_i)^2 / c_i + ln c_i + ln 2 pi)` with `c = exp(log_variance)`.
@@ -77,13 +87,14 @@ def gaussian_nll(x, mean, log_variance):
         x: the target, shape `(batch, ...)`.
         mean: of the same shape.
         log_variance: ln c: a scalar, or any shape that broadcasts to `x`'s.
+        weights: as in `squared_error`.
 
     Returns:
         Nats, shape `(batch,)`. Negative if the density exceeds 1.
     """
     x, mean, log_variance = _float32(x, mean, log_variance)
     nll = ops.square(x - mean) * ops.exp(-log_variance) + log_variance + math.log(2 * math.pi)
-    return 0.5 * _sum_features(nll)
+    return 0.5 * _sum_features(nll, weights)
 
 
 def kl_standard_normal(z_mean, z_log_var):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasae import checks, distributions, functions
+from kerasae import checks, distributions, functions, sequences
 from kerasae.layers import TiedDense
 from kerasae.models import batches
 from kerasae.models.exits import Exits
@@ -85,6 +85,8 @@ class Autoencoder(Fitting, Exits):
         # Two streams: evaluating in the middle of training changes nothing of the training that follows.
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.evaluation_seed_generator = keras.random.SeedGenerator(seed)
+        # Which steps of an example are padding; every likelihood asks it.
+        self.padding = self.likelihood.padding = sequences.padding_of(encoder)
         self._read = self.likelihood.reader(decoder, self.reconstruction_names)
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
         self._active_units = None
@@ -194,8 +196,15 @@ class Autoencoder(Fitting, Exits):
         """Arrays as the encoder takes them, arranged; raises `ValueError` on what it does not take, as `kerasae.checks.array`."""
         shapes = {tensor.name: tensor.shape[1:] for tensor in self.encoder.inputs}
         if len(shapes) == 1:
-            return checks.array(x, *shapes.values(), name=name, unit_interval=unit_interval, missing=self.takes_missing)
+            if self.padding is not None and isinstance(x, (list, tuple)):
+                x = checks.padded(x, *shapes.values(), name=name, value=self.padding.value)
+            return self.check_array(x, *shapes.values(), name, unit_interval)
         return checks.inputs(x, shapes, name, unit_interval, self.takes_missing)
+
+    def check_array(self, x, shape, name, unit_interval):
+        """`kerasae.checks.array` of what the model may take for an example of a shape."""
+        padding = None if self.padding is None else self.padding.value
+        return checks.array(x, shape, name, unit_interval, self.takes_missing, padding)
 
     def call_inputs(self):
         return self.encoder.inputs
@@ -204,7 +213,11 @@ class Autoencoder(Fitting, Exits):
         x = self.arranged(x)
         # Without a posterior `forward` has no noise outside of training, and is what a subclass may have changed.
         outputs = self.forward(x, training) if training or self.posterior is None else self.deterministic(x)
-        return outputs["reconstruction"]
+        return self.with_padding(self.target_of(x), outputs["reconstruction"])
+
+    def with_padding(self, x, reconstruction):
+        """The reconstruction of examples x, which holds padding where x does."""
+        return reconstruction if self.padding is None else self.padding.keep(x, reconstruction)
 
     def encode(self, x, batch_size=256, verbose=0):
         """Codes of examples: NumPy, `(n, latent_dim)`. Takes what `keras.Model.predict` takes."""

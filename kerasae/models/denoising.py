@@ -53,6 +53,7 @@ class DenoisingAutoencoder(Autoencoder):
     def forward(self, x, training):
         if self.corruption is not None:
             corrupted = self.corruption(self.target_of(x), training=training)
+            corrupted = self.with_padding(self.target_of(x), corrupted)
             # Side inputs stay as they are.
             x = corrupted if len(self.encoder.inputs) == 1 else [corrupted, *x[1:]]
         return super().forward(x, training)

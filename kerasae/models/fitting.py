@@ -88,7 +88,8 @@ class Fitting(Steps):
         """As `check_examples`, of what is not learnt from: also raises on 8-bit images for a model of values in [0, 1]."""
         x = self.check_examples(x, name)
         if self._knows_range:
-            checks.no_bytes(self.target_of(x), name)
+            values = self.target_of(x)
+            checks.no_bytes(values if self.padding is None else np.where(values == self.padding.value, 0, values), name)
         return x
 
     @property
@@ -108,7 +109,7 @@ class Fitting(Steps):
         if is_batched(x):
             way_out = f"pass {option}, or dataset.take(n)" if option else "pass dataset.take(n), or see kerasae.streams"
             return self._watched(x, naming, "", False, steps, way_out)
-        if is_array(x) or len(self.encoder.inputs) > 1:
+        if is_array(x) or len(self.encoder.inputs) > 1 or (self.padding is not None and isinstance(x, list)):
             return self.check_inputs(x)
         return x
 
@@ -157,7 +158,7 @@ class Fitting(Steps):
                 f"`{name}` is the target that x is to become: numbers of shape (batch, {', '.join(map(str, shape))}). Received: "
                 f"{received.dtype.name} of shape {received.shape}. If y are labels, {way_out}."
             )
-        return checks.array(y, shape, name, self.needs_unit_interval, self.takes_missing)
+        return self.check_array(y, shape, name, self.needs_unit_interval)
 
     # -- Batches -----------------------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from kerasae.models.autoencoder import Autoencoder
 from kerasae.models.records import family
 from kerasae.models.variational import VariationalAutoencoder
 from kerasae.networks import takes_networks
+from kerasae.registry import NETWORKS
 
 __all__ = ["IncompleteDataAutoencoder"]
 
@@ -258,7 +259,7 @@ def _log_gamma(x):
     paper="Mattei & Frellsen 2019",
     takes_missing=True,
 )
-@takes_networks(without=("loss", "code_activation"))
+@takes_networks(without=("loss", "code_activation", "mask_value"))
 def incomplete(networks, *, k=20, **kwargs):
     """A variational autoencoder of examples with missing values, which are NaN; its encoder sees which.
 
@@ -291,6 +292,8 @@ def incomplete(networks, *, k=20, **kwargs):
         # A value and whether it is observed are channels beside each other.
         shape = (*x.shape[1:-1], 2 * x.shape[-1])
         pairs = keras.layers.Reshape(shape, name="channels")(ObservedPairs(name="pairs")(x))
-        encoder, _ = dataclasses.replace(networks, input_shape=shape).pair(**heads)
+        # A step of which nothing is observed, as behind a shorter series, counts for nothing.
+        mask_value = 0.0 if NETWORKS[networks.network].takes_padding else None
+        encoder, _ = dataclasses.replace(networks, input_shape=shape).pair(**heads, mask_value=mask_value)
         encoder = keras.Model(x, encoder(pairs), name="encoder")
     return IncompleteDataAutoencoder(encoder, decoder, k=k, **kwargs)

@@ -88,6 +88,8 @@ class Steps(keras_internals.SymbolicBuild):
         else:
             outputs = distribution.call_without_empty_batches(self, x, lambda x: self.forward(x, training=training))
         reconstruction = outputs["reconstruction"]
+        if self.padding is not None:  # Keras's losses and metrics take it from there
+            reconstruction = keras_internals.with_mask(reconstruction, self.padding.mask(y))
         terms = self.terms(y, outputs)
         if sample_weight is not None:
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))

@@ -19,25 +19,31 @@ class Conv(Network):
     hidden_units = (32, 64)
     units = "filters of convolutions, each of which halves the image"
     needs_hidden_units = True
+    # The layers for so many axes.
+    convolution, flatten = layers.Conv2D, layers.Flatten
+    transposed, cropping = layers.Conv2DTranspose, layers.Cropping2D
 
     def encode(self, x, hidden_units, activation):
         for i, filters in enumerate(hidden_units, 1):
-            x = _convolution(layers.Conv2D, filters, activation, f"hidden_{i}")(x)
-        return layers.Flatten(name="flatten")(x)
+            x = _convolution(self.convolution, filters, activation, f"hidden_{i}")(x)
+        return self.flatten(name="flatten")(x)
 
     def decode(self, z, output_shape, hidden_units, activation, tied=False):
-        height, width, channels = output_shape
-        # sizes[i] is the image's size before the encoder's convolution i; "same" padding gives ceil(size / stride) after it.
-        sizes = [(height, width)]
+        *shape, channels = output_shape
+        # sizes[i] is the example's size before the encoder's convolution i; "same" padding gives ceil(size / stride) after it.
+        sizes = [tuple(shape)]
         for _ in hidden_units:
             sizes.append(tuple(-(-size // _STRIDE) for size in sizes[-1]))
 
         def transposed(hidden, i, filters, activation, name):
             """Undoes the encoder's convolution i."""
-            hidden = _convolution(layers.Conv2DTranspose, filters, activation, name)(hidden)
+            hidden = _convolution(self.transposed, filters, activation, name)(hidden)
             # The transposed convolution gives stride * size; an odd size had been rounded up.
             excess = [_STRIDE * after - before for before, after in zip(sizes[i], sizes[i + 1], strict=True)]
-            return layers.Cropping2D([(0, e) for e in excess], name=f"{name}_crop")(hidden) if any(excess) else hidden
+            if not any(excess):
+                return hidden
+            cropping = tuple((0, e) for e in excess)
+            return self.cropping(cropping if len(excess) > 1 else cropping[0], name=f"{name}_crop")(hidden)
 
         hidden = layers.Dense(math.prod(sizes[-1]) * hidden_units[-1], activation, name="hidden_1")(z)
         hidden = layers.Reshape((*sizes[-1], hidden_units[-1]), name="reshape")(hidden)

@@ -25,6 +25,8 @@ class Network:
     needs_hidden_units = False
     # Whether the decoder's kernels can be the transposes of the encoder's.
     can_tie = False
+    # Whether steps that a mask leaves out count for nothing: `mask_value` is for such kinds.
+    takes_padding = False
 
     def encode(self, x, hidden_units, activation):
         """The encoder's layers before its heads.

@@ -34,6 +34,7 @@ class NetworkOptions:
     code_activation: str | None = None
     output_activation: str | None = None
     tied: bool = False
+    mask_value: float | None = None
     encoder: keras.Model | None = None
     decoder: keras.Model | None = None
 
@@ -75,6 +76,7 @@ class NetworkOptions:
                 *shared,
                 head_activation=options.code_activation,
                 code_layer=code_layer,
+                mask_value=options.mask_value,
             ),
             decoder(
                 self.input_shape,
@@ -120,11 +122,13 @@ _TEXTS = {
     "code_activation": "of the code. Default: {default}.",
     "output_activation": "of the reconstruction. Default: linear for squared error, sigmoid for cross-entropy.",
     "tied": "whether the decoder's kernels are the transposes of the encoder's (only {tied}): half the weights.",
+    "mask_value": "for series of different lengths ({padding}): steps all of whose channels equal it are padding, and count for nothing. "
+    "Default: none.",
     "encoder": "your own network, in place of shape, sizes, activations and `network`; with `decoder`.",
     "decoder": "your own network; with `encoder`.",
 }
 _POSITIONAL = ("input_shape", "latent_dim", "hidden_units", "network")
-_BY_NAME = ("loss", "activation", "code_activation", "output_activation")
+_BY_NAME = ("loss", "activation", "code_activation", "output_activation", "mask_value")
 _OWN_NETWORKS = ("encoder", "decoder")
 # What every model takes besides.
 _OF_KERAS = {"seed", "name", "dtype", "trainable", "autocast"}
@@ -237,6 +241,7 @@ def _facts(name, default):
         "units": _of_kinds(lambda kind: kind.units),
         "networks": ", ".join(f'`"{name}"`' for name in kinds()),
         "tied": " or ".join(f'`"{name}"`' for name, kind in kinds().items() if kind.can_tie),
+        "padding": ", ".join(f'`"{name}"`' for name, kind in kinds().items() if kind.takes_padding),
     }
 
 

@@ -9,19 +9,28 @@ from kerasae.registry import NETWORKS
 
 
 def encoder(
-    input_shape, heads, hidden_units=None, network="dense", activation="relu", head_activation=None, code_layer=None
+    input_shape,
+    heads,
+    hidden_units=None,
+    network="dense",
+    activation="relu",
+    head_activation=None,
+    code_layer=None,
+    mask_value=None,
 ):
     """The network from `x` to one or more codes.
 
     Args:
-        input_shape: shape of one example, without the batch: of any rank for `"dense"`, `(height, width, channels)` for `"conv"`.
+        input_shape: shape of one example, without the batch: of any rank for `"dense"`, `(height, width, channels)` for `"conv"`,
+            `(time, channels)` for `"conv1d"`, `"lstm"` and `"gru"`.
         heads: `{name: size}`, the outputs in order, such as `{"z": 2}` or `{"z_mean": 16, "z_log_var": 16}`.
-        hidden_units: nodes of each hidden layer (`"dense"`), or filters of each convolution, each of which halves the image
-            (`"conv"`). Default: the kind's, (512, 256) and (32, 64).
-        network: `"dense"`, `"conv"`, or another registered kind (`kinds`).
+        hidden_units: nodes of each hidden layer (`"dense"`), units of each recurrent one (`"lstm"`, `"gru"`), or filters of each
+            convolution, each of which halves the image or series (`"conv"`, `"conv1d"`). Default: the kind's.
+        network: `"dense"`, `"conv"`, `"conv1d"`, `"lstm"`, `"gru"`, or another registered kind (`kinds`).
         activation: of the hidden layers; a Keras name or function.
         head_activation: of every head. Default: none (linear).
         code_layer: a layer behind the head, such as `kerasae.layers.KSparse`; with one head only.
+        mask_value: a step whose channels all equal it is padding; for kinds that take it.
 
     Returns:
         A Functional model from `x`, `(batch, *input_shape)`, to `(batch, size)`, or to a list of them where there are several heads.
@@ -33,7 +42,11 @@ def encoder(
         network, input_shape, hidden_units, "input_shape", activation, head_activation
     )
     x = keras.Input(input_shape, name="x")
-    hidden = kind.encode(x, hidden_units, activation)
+    if mask_value is not None and not kind.takes_padding:
+        able = " or ".join(f'`network="{name}"`' for name, other in kinds().items() if other.takes_padding)
+        raise ValueError(f"`mask_value` is for series, of {able}. Received: {network!r}")
+    masked = x if mask_value is None else layers.Masking(checks.real_number(mask_value, "mask_value"), name="mask")(x)
+    hidden = kind.encode(masked, hidden_units, activation)
     outputs = [
         kind.head(hidden, checks.positive_int(size, "latent_dim"), head_activation, name)
         for name, size in heads.items()

@@ -1,0 +1,157 @@
+"""Sequences of different lengths in one batch: which steps are padding, and layers whose results don't depend on them.
+
+Padding stands behind an example. A layer that makes a mask says where: `keras.layers.Masking`, or `Embedding(mask_zero=True)` for tokens.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras import layers, ops
+
+from kerasae import keras_internals
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """What an encoder takes for padding.
+
+    Args:
+        mask: function of examples `(batch, steps, ...)` that is True where a step counts, `(batch, steps)`.
+        value: what padded steps hold.
+    """
+
+    mask: Callable
+    value: float
+
+    def weights(self, x):
+        """1 where a step counts and 0 where it is padding, float32, in a shape that broadcasts to x's."""
+        mask = ops.cast(self.mask(x), "float32")
+        return ops.reshape(mask, (*ops.shape(mask), *[1] * (len(x.shape) - len(mask.shape))))
+
+    def keep(self, x, values):
+        """`values`, one for each step of x, with x's padding."""
+        return ops.where(self.weights(x) > 0, values, ops.cast(self.value, values.dtype))
+
+
+def padding_of(encoder):
+    """The `Padding` of an encoder whose first input goes, perhaps through other layers, into one that makes a mask; else None."""
+    x = encoder.inputs[0]
+    for layer in encoder.layers:
+        is_token = isinstance(layer, layers.Embedding) and layer.mask_zero
+        if not (is_token or isinstance(layer, layers.Masking)):
+            continue
+        (source,) = keras_internals.producer(layer.output)[1]
+        before = None if source is x else keras.Model(encoder.inputs, source)
+        if before is not None and len(encoder.inputs) > 1:
+            continue  # it may be another input's
+
+        def mask(x, layer=layer, before=before):
+            return layer.compute_mask(x if before is None else before(x, training=False))
+
+        return Padding(mask, 0 if is_token else layer.mask_value)
+    return None
+
+
+def _without_padding(x, mask):
+    return x if mask is None else x * ops.cast(mask, x.dtype)[..., None]
+
+
+class _KeepsMask:
+    """A layer from sequence to sequence behind which each step is padding or not as before."""
+
+    def compute_mask(self, inputs, mask=None):
+        return mask
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class MaskedConv1D(layers.Conv1D):
+    """`keras.layers.Conv1D` to which padding is as what lies beyond the ends: zeros.
+
+    Its own steps are padding where all of the steps that they stand for are. The kernel's size must be even with strides of 2: where
+    `"same"` padding begins would else depend on the length.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs, mask=None):
+        return super().call(_without_padding(inputs, mask))
+
+    def compute_mask(self, inputs, mask=None):
+        (stride,) = self.strides
+        if mask is None or stride == 1:
+            return mask
+        # (batch, steps) -> (batch, steps / stride, stride)
+        mask = ops.pad(mask, [(0, 0), (0, -inputs.shape[1] % stride)], constant_values=False)
+        return ops.any(ops.reshape(mask, (-1, mask.shape[1] // stride, stride)), axis=-1)
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class MaskedFlatten(layers.Layer):
+    """`(batch, steps, channels)` to `(batch, steps * channels)`, with zeros for padding."""
+
+    compiles_well = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, inputs, mask=None):
+        return ops.reshape(_without_padding(inputs, mask), (-1, inputs.shape[1] * inputs.shape[2]))
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[1] * input_shape[2])
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class LastStep(layers.Layer):
+    """The last step that is no padding: `(batch, steps, channels)` to `(batch, channels)`; zeros where all is padding."""
+
+    compiles_well = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.built = True
+
+    def call(self, inputs, mask=None):
+        if mask is None:
+            return inputs[:, -1]
+        steps = ops.arange(inputs.shape[1], dtype="int32")
+        last = ops.max(ops.where(mask, steps, -1), axis=1, keepdims=True)
+        # A sum of one step and zeros, which every format has.
+        return ops.sum(inputs * ops.cast(steps == last, inputs.dtype)[..., None], axis=1)
+
+    def compute_mask(self, inputs, mask=None):
+        return None
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[2])
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class CausalLSTM(_KeepsMask, layers.LSTM):
+    """`keras.layers.LSTM` over all steps, which gives every step, and doesn't skip padding: no step before it sees it.
+
+    Without a mask in its loop it is exported as the operator that ONNX has.
+    """
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        return super().call(sequences, initial_state=initial_state, training=training)
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class CausalGRU(_KeepsMask, layers.GRU):
+    """`keras.layers.GRU` over all steps, which gives every step, and doesn't skip padding: no step before it sees it.
+
+    The loop is written so that ONNX's converter knows it: Keras's own becomes a loop there, 2.5 times as slow.
+    """
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        return super().call(sequences, initial_state=initial_state, training=training)
