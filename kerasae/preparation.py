@@ -34,7 +34,7 @@ class Preparation:
         shape: of one example.
         scaling: `"pixels"`: integers from 0 to 255 become [0, 1], and floats have to lie there; `"none"`; `"minmax"`: the training
             data's range becomes [0, 1], values beyond are clipped; or `"standard"`: mean 0 and variance 1 on the training data.
-        offset, scale: one number, or one per column.
+        offset, scale: one number, or one per column, or per channel of series.
         columns: of a table, in order. Default: all it has.
         levels: of image files whose pixels are no bytes (10 to 32 bits, floats): what becomes black and white. Default: each file's own.
         takes: what deployed graphs take: `"uint8"`, `"float32"`, or `"float64"`, where float32 would lose digits that matter. Default: as
@@ -73,7 +73,7 @@ class Preparation:
         checks.choice(scaling, "scaling", SCALINGS)
         values = files.values
         shape = values.shape[1:]
-        is_table = len(shape) == 1
+        by_column = len(shape) < 3  # of tables and series
         columns = None if files.columns is None else tuple(files.columns)
         is_bytes = values.dtype == np.uint8
         if is_bytes and (scaling == "auto" or (scaling == "none" and files.kind == "images")):
@@ -83,13 +83,14 @@ class Preparation:
         if missing:
             least, most, mean_of, deviation_of = np.nanmin, np.nanmax, np.nanmean, np.nanstd
         if scaling == "auto":
-            if is_table:
+            if by_column:
                 scaling = "minmax" if unit_interval else "standard"
             elif least(values) >= 0 and most(values) <= 1:
                 return cls(files.kind, shape, "pixels", columns=columns, levels=files.levels)
             else:
                 scaling = "minmax"
-        axis = 0 if is_table else None  # an image's pixels share one scale
+        # An image's pixels share one scale; a channel's steps do.
+        axis = tuple(range(len(shape))) if by_column else None
         low, mean, deviation = least(numbers, axis), mean_of(numbers, axis), deviation_of(numbers, axis)
         spread = most(numbers, axis) - low
         # A constant column stays constant; its standard deviation may be rounding.
@@ -137,8 +138,8 @@ class Preparation:
         checks.choice(self.takes, "takes", ("uint8", "float32", "float64"))
         for name in ("offset", "scale"):
             numbers = [checks.real_number(v, name) for v in getattr(self, name)]
-            if len(numbers) != 1 and [len(numbers)] != list(shape):
-                raise ValueError(f"`{name}` must hold 1 number, or one per column. Received: {len(numbers)}")
+            if len(numbers) != 1 and (len(shape) > 2 or len(numbers) != shape[-1]):
+                raise ValueError(f"`{name}` must hold 1 number, or one per column or channel. Received: {len(numbers)}")
             if name == "scale" and min(numbers) <= 0:
                 raise ValueError("`scale` must be above 0.")
         if self.levels is not None and len([checks.real_number(v, "levels") for v in self.levels]) != 2:
@@ -234,13 +235,14 @@ class Preparation:
 
     def describe(self):
         """In words."""
-        what = {"images": "images", "array": "arrays", "table": "rows"}[self.kind]
+        what = {"images": "images", "array": "series" if len(self.shape) == 2 else "arrays", "table": "rows"}[self.kind]
         return f"{what} of shape {self.shape}, {self.way}"
 
     @property
     def way(self):
         """How values become examples, in words."""
-        scaled = "each column scaled" if len(self.scale) > 1 else "values scaled"
+        each = "column" if len(self.shape) == 1 else "channel"
+        scaled = f"each {each} scaled" if len(self.scale) > 1 else "values scaled"
         ways = {
             "pixels": "pixels in [0, 1]" if self.scale == (1.0,) else "pixels of 0 to 255 scaled to [0, 1]",
             "none": "values as they are",

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 from kerasae import keras_internals
@@ -42,9 +43,9 @@ def padding_of(encoder):
         if not (is_token or isinstance(layer, layers.Masking)):
             continue
         (source,) = keras_internals.producer(layer.output)[1]
-        before = None if source is x else keras.Model(encoder.inputs, source)
-        if before is not None and len(encoder.inputs) > 1:
+        if source is not x and len(encoder.inputs) > 1:
             continue  # it may be another input's
+        before = None if source is x else keras.Model(x, source)
 
         def mask(x, layer=layer, before=before):
             return layer.compute_mask(x if before is None else before(x, training=False))
@@ -150,8 +151,29 @@ class CausalLSTM(_KeepsMask, layers.LSTM):
 class CausalGRU(_KeepsMask, layers.GRU):
     """`keras.layers.GRU` over all steps, which gives every step, and doesn't skip padding: no step before it sees it.
 
-    The loop is written so that ONNX's converter knows it: Keras's own becomes a loop there, 2.5 times as slow.
+    The same numbers, from a loop that is exported as the operator that ONNX has: Keras's own stays a loop there, 2.5 times as slow.
     """
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
-        return super().call(sequences, initial_state=initial_state, training=training)
+        x = tf.cast(sequences, self.compute_dtype)
+        state = (
+            self.get_initial_state(tf.shape(x)[0])[0] if initial_state is None else tf.nest.flatten(initial_state)[0]
+        )
+        # Outside of the loop, and the biases apart: that is how the converter knows them.
+        kernel, recurrent = (tf.cast(w, x.dtype) for w in (self.cell.kernel, self.cell.recurrent_kernel))
+        bias, recurrent_bias = tf.unstack(tf.cast(self.cell.bias, x.dtype))
+        steps = x.shape[1]
+        inputs = tf.TensorArray(x.dtype, steps, element_shape=x[:, 0].shape).unstack(tf.transpose(x, (1, 0, 2)))
+        outputs = tf.TensorArray(x.dtype, steps, element_shape=(x.shape[0], self.units))
+
+        def step(t, state, outputs):
+            z, r, h = tf.split(tf.nn.bias_add(tf.matmul(inputs.read(t), kernel), bias), 3, axis=-1)
+            z_state, r_state, h_state = tf.split(
+                tf.nn.bias_add(tf.matmul(state, recurrent), recurrent_bias), 3, axis=-1
+            )
+            z, r = tf.sigmoid(z + z_state), tf.sigmoid(r + r_state)
+            state = z * state + (1 - z) * tf.tanh(h + r * h_state)
+            return t + 1, state, outputs.write(t, state)
+
+        loop = tf.while_loop(lambda t, *_: t < steps, step, (tf.constant(0), state, outputs), maximum_iterations=steps)
+        return tf.transpose(loop[2].stack(), (1, 0, 2))

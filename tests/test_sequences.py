@@ -7,6 +7,10 @@ import pytest
 from keras import layers, ops
 
 from kerasae import builders, export, networks, sequences
+from kerasae.data import files
+from kerasae.models import execution
+from kerasae.preparation import Preparation
+from kerasae.runs import recipes
 
 KINDS = {"conv1d": (3, 4), "lstm": (5,), "gru": (5,)}
 STEPS, CHANNELS = 9, 2
@@ -192,6 +196,7 @@ def test_series_are_exported(kind, tmp_path):
     export.export(model, tmp_path / "bundle", formats=("saved_model", "onnx"), x=padded(series()))
     encoder = onnx.load(tmp_path / "bundle" / "encoder.onnx")
     operators = {node.op_type for node in encoder.graph.node}
+    # Of recurrent layers, the operators that ONNX has.
     assert {"conv1d": "Conv", "lstm": "LSTM", "gru": "GRU"}[kind] in operators
     assert "Loop" not in operators
 
@@ -204,3 +209,55 @@ def test_padding_is_found_behind_other_layers():
         padding.mask(np.float32([[[2.0], [3.0], [1.0], [1.0]]])), [[True, True, False, False]]
     )
     assert sequences.padding_of(keras.Model(x, layers.Flatten()(x))) is None
+
+
+def test_the_gru_is_keras_s():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(4, 6, 3)).astype("float32")
+    ours, theirs = sequences.CausalGRU(5, return_sequences=True), layers.GRU(5, return_sequences=True)
+    ours.build(x.shape), theirs.build(x.shape)
+    weights = [random.normal(size=w.shape) for w in theirs.get_weights()]
+    ours.set_weights(weights), theirs.set_weights(weights)
+    np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "units", "compiled"),
+    [("lstm", (32,), True), ("gru", (32,), True), ("lstm", (256,), False), ("conv1d", (4,), False)],
+)
+def test_xla_compiles_small_recurrent_layers_alone(kind, units, compiled):
+    model = builders.undercomplete((STEPS, CHANNELS), 3, units, kind)
+    model.compile("adam")
+    arguments = {"x": np.zeros((3200, STEPS, CHANNELS), "float32"), "epochs": 20}
+    assert execution.plan(model, arguments)[0] == (compiled and not execution.tf.config.list_physical_devices("GPU"))
+
+
+def test_arrays_of_three_axes_are_series_unless_they_are_bytes(tmp_path, caplog):
+    x = np.random.default_rng(0).normal([[[0.0, 100.0]]], [[[1.0, 5.0]]], (30, 8, 2))
+    np.save(tmp_path / "floats.npy", x)
+    np.save(tmp_path / "bytes.npy", np.zeros((30, 8, 2), "uint8"))
+    with caplog.at_level("INFO"):
+        read = files.read(tmp_path / "floats.npy")
+    assert "30 series of 8 steps and 2 channels" in caplog.text
+    assert 'color="grey"' in caplog.text
+    assert read.values.shape == (30, 8, 2)
+    assert files.read(tmp_path / "bytes.npy").values.shape == (30, 8, 2, 1)
+    assert files.read(tmp_path / "floats.npy", color="grey").values.shape == (30, 8, 2, 1)
+    with pytest.raises(ValueError, match="says that .n, height, width. are images"):
+        files.read(tmp_path / "floats.npy", color="rgb")
+    # A model of images goes on reading images, and one of series series.
+    images, series = (Preparation("array", shape) for shape in ((8, 2, 1), (8, 2)))
+    assert files.read(tmp_path / "floats.npy", like=images).values.shape == (30, 8, 2, 1)
+    assert files.read(tmp_path / "bytes.npy", like=series).values.shape == (30, 8, 2)
+
+
+def test_each_channel_of_series_is_scaled():
+    values = np.random.default_rng(0).normal([[[0.0, 1e6]]], [[[1.0, 5.0]]], (30, 8, 2))
+    read = files.Files("array", values, "")
+    preparation = Preparation.from_dict(Preparation.fit(read, np.arange(20)).to_dict())
+    x = preparation.apply(values)
+    np.testing.assert_allclose(x[:20].mean((0, 1)), 0, atol=1e-6)
+    np.testing.assert_allclose(x[:20].std((0, 1)), 1, atol=1e-6)
+    np.testing.assert_allclose(preparation.invert(x), values, rtol=1e-6)
+    assert "each channel scaled" in preparation.describe()
+    assert recipes.with_network("undercomplete", {}, (8, 2))["network"] == "conv1d"

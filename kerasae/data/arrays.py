@@ -28,12 +28,14 @@ def stored(path, name=None, labels=None):
     return archive[name], labels and archive[labels], name
 
 
-def read(path, name, labels, skip_unreadable=False, missing=False):
+def read(path, name, labels, skip_unreadable=False, missing=False, like=None, color=None):
     """Examples, and their labels or None; arguments as in `kerasae.data.files.read`.
 
+    Of three axes, bytes are grey images, and other numbers series, `(n, time, channels)`, unless `like` or `color="grey"` says otherwise.
+
     Returns:
-        `(values, labels, rows, said)`: numbers of `(n, features)` or `(n, height, width, channels)`; one class per example; the numbers of
-        the examples, from 1, where some are left out, or None; and what was read, in words.
+        `(values, labels, rows, said)`: numbers of `(n, features)`, `(n, time, channels)` or `(n, height, width, channels)`; one class per
+        example; the numbers of the examples, from 1, where some are left out, or None; and what was read, in words.
     """
     values, labels, name = stored(path, name, labels)
     if values.dtype.kind not in "buif" and "float" not in values.dtype.name:
@@ -42,20 +44,28 @@ def read(path, name, labels, skip_unreadable=False, missing=False):
         values = values.astype("float32")
     if values.ndim < 2:
         raise ValueError(
-            f"{path} must hold examples, (n, features) or (n, height, width[, channels]). Received: {values.shape}"
+            f"{path} must hold examples, (n, features), (n, time, channels) or (n, height, width[, channels]). Received: {values.shape}"
+        )
+    if color is not None and (color != "grey" or values.ndim not in (3, 4) or values.shape[3:] not in ((), (1,))):
+        raise ValueError(
+            f'Of arrays, color="grey" (--color grey) says that (n, height, width) are images. Received color={color!r}, and {values.shape}.'
         )
     if values.ndim == 3:
-        values = values[..., None]  # grey images
+        are_images = color == "grey" or values.dtype == np.uint8 if like is None else len(like.shape) == 3
+        values = values[..., None] if are_images else values
     if values.ndim == 4 and values.shape[1] in (1, 3) and values.shape[3] not in (1, 3, 4):
         raise ValueError(
             f"{path} holds images of shape {values.shape[1:]}, channels first. Expected (height, width, channels): x.transpose(0, 2, 3, 1)."
         )
     if labels is not None and np.shape(labels) != (len(values),):
         raise ValueError(f"labels must hold one class per example, {len(values)}. Received shape: {np.shape(labels)}")
-    rows, kind = None, "pixels" if values.ndim > 2 else "numbers"
-    said = f"{len(values):,} examples of shape {values.shape[1:]}, {kind} in {values.dtype}" + (
-        f", array {name!r}" if name else ""
-    )
+    rows, kind = None, "pixels" if values.ndim > 3 else "numbers"
+    said = f"{len(values):,} examples of shape {values.shape[1:]}, {kind} in {values.dtype}"
+    if values.ndim == 3:
+        said = f"{len(values):,} series of {values.shape[1]} steps and {values.shape[2]} channels, {kind} in {values.dtype}"
+        if color is None and like is None:
+            said += ' (if they are grey images: color="grey", --color grey)'
+    said += f", array {name!r}" if name else ""
     finite = _finite(values, missing)
     if missing and (gaps := int(np.isnan(values[finite]).sum())):
         said += f", {gaps:,} missing values"

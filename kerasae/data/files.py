@@ -75,7 +75,8 @@ def read(
         path: of the folder or file.
         like: `Preparation` that the examples are to fit: its size, colours and columns.
         image_size: (height, width) of images. Default: their own, if all have the same.
-        color: `"grey"` or `"rgb"`. Default: grey if all images are.
+        color: `"grey"` or `"rgb"`. Default: grey if all images are. An array of three axes that are no bytes is of series, `(n, time,
+            channels)`; `"grey"` says that it is of images, `(n, height, width)`.
         array: name of an `.npz` file's array. Default: its only one.
         columns: names of a table's columns to take. Default: all but `drop` and `labels`.
         drop: names of a table's columns to leave out.
@@ -121,7 +122,7 @@ def read(
         labels = folders if len(folders) == len(names) and len(set(folders)) > 1 else None
     else:
         if kind == "array":
-            values, labels, rows, said = arrays.read(path, array, labels, skip_unreadable, missing)
+            values, labels, rows, said = arrays.read(path, array, labels, skip_unreadable, missing, like, color)
         else:
             values, taken, labels, rows, said = tables.read(
                 path, like, columns, drop, labels, skip_unreadable, dialect, missing
@@ -175,7 +176,8 @@ def check(
         raise ValueError(
             f"{path} must be a folder of images, or end in one of {', '.join(arrays.SUFFIXES + tables.SUFFIXES)}."
         )
-    _refuse({"image_size": image_size, "color": color}, "a file", path)
+    is_array = suffix(path) in arrays.SUFFIXES
+    _refuse({"image_size": image_size, "color": None if is_array else color}, "a file", path)
     if suffix(path) in tables.SUFFIXES:
         _refuse({"array": array}, "a table", path)
         return "table"

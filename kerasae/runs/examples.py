@@ -62,7 +62,7 @@ def load(recipe, data_dir=None, unit_interval=None):
         read = files.read(source.path, quiet=True, missing=missing, **options)
         values, classes = read.values, read.classes
         indices = files.split(len(values), source.test_fraction, recipe.seed)
-        if unit_interval is None and values.ndim == 2 and source.scaling == "auto":
+        if unit_interval is None and values.ndim < 4 and source.scaling == "auto":
             options = recipes.with_latent_dim(recipe.family, recipe.model, values.shape[1])
             whole = recipe.model_copy(update={"model": options})
             model = recipes.build(whole, values.shape[1:], len(indices[0]))

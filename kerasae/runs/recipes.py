@@ -208,7 +208,7 @@ def with_latent_dim(family, model, num_features):
 
 
 def with_network(family, model, shape):
-    """A builder's options, with a convolutional network for large images, where they and the family leave it open.
+    """A builder's options, with a convolutional network for large images and for series, where they and the family leave it open.
 
     A dense network has weights for every pixel, and from few photos learns none of them well: convolutions halve the image until it has at
     most 8 pixels on a side, with twice the filters each time, up to 128.
@@ -220,6 +220,8 @@ def with_network(family, model, shape):
     """
     side = min(shape[:2], default=0)
     is_open = not {"network", "hidden_units", "encoder"} & set(model) and options(family).get("hidden_units", ()) != ()
+    if is_open and len(shape) == 2:
+        return {"network": "conv1d", **model}
     if not is_open or not is_image(shape) or side <= _LARGEST_DENSE_SIDE:
         return model
     halvings = math.ceil(math.log2(side / 8))
