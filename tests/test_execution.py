@@ -7,7 +7,7 @@ import tensorflow as tf
 from families import FAMILIES, INPUT_SHAPE, fast
 
 import kerasae
-from kerasae.models import execution
+from kerasae.models import execution, feeding
 
 BATCH_SIZE, NUM_BATCHES = 4, 35
 
@@ -212,7 +212,7 @@ def test_k_annealing_is_carried_out_too(always, x, fit_before):
 
 def test_arrays_are_fed_in_keras_own_batches_but_untuned(x):
     y = x[::-1].copy()
-    dataset = execution.fed(compiled(), {"x": x, "y": y, "batch_size": BATCH_SIZE})["x"]
+    dataset = feeding.fed(compiled(), {"x": x, "y": y, "batch_size": BATCH_SIZE})["x"]
     # tf.data may wait seconds for its tuning thread when an epoch ends.
     assert dataset.options().autotune.enabled is False
     assert int(dataset.cardinality()) == NUM_BATCHES
@@ -241,7 +241,7 @@ def test_every_epoch_of_a_seeded_fit_has_its_own_order(x, kind, monkeypatch):
 
 
 def test_arrays_are_shuffled_anew_each_epoch(x):
-    dataset = execution.fed(compiled(), {"x": x, "batch_size": BATCH_SIZE}, shuffle=True)["x"]
+    dataset = feeding.fed(compiled(), {"x": x, "batch_size": BATCH_SIZE}, shuffle=True)["x"]
     first, second = (np.concatenate([batch for (batch,) in dataset]) for _ in range(2))
     assert not np.array_equal(first, second)
     for epoch in (first, second):

@@ -10,7 +10,7 @@ from keras import ops
 
 from kerasae import checks, keras_internals, losses
 from kerasae.layers import random_seed
-from kerasae.models import batches, execution, exits
+from kerasae.models import batches, execution, exits, feeding
 from kerasae.models.batches import is_batched
 from kerasae.models.exits import Exits
 from kerasae.models.stacks import one_layer_networks
@@ -225,7 +225,7 @@ class RestrictedBoltzmannMachine(Exits):
                 x, *rest = validation_data if isinstance(validation_data, (tuple, list)) else (validation_data,)
                 x = self._check(x, naming, arguments.get("validation_steps"), "validation ")
                 arguments["validation_data"] = x if is_batched(x) else (x, *rest)
-            return super().fit(**execution.fed_fit(self, arguments))
+            return super().fit(**feeding.fed_fit(self, arguments))
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, *args, **kwargs):

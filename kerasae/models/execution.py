@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasae import keras_internals
-from kerasae.models import optimizers
+from kerasae.models import feeding, optimizers
 
 # Compiling takes a second or two; from about so many steps on it is won back.
 WORTHWHILE_STEPS = 1000
@@ -60,7 +60,7 @@ def plan(model, arguments):
         model: `kerasae.models.Autoencoder`, compiled without a word on `jit_compile` and `steps_per_execution`.
         arguments: of `fit`, bound.
     """
-    if model.run_eagerly or tf.config.functions_run_eagerly() or is_distributed(model) or not _is_ours(model):
+    if model.run_eagerly or tf.config.functions_run_eagerly() or feeding.is_distributed(model) or not _is_ours(model):
         return KERAS_OWN
     steps, batch_bytes = _size(arguments)
     is_short = steps is None or steps * arguments.get("epochs", 1) < WORTHWHILE_STEPS
@@ -78,12 +78,6 @@ def callbacks_of(arguments):
     """The callbacks of a call, one by one."""
     callbacks = arguments.get("callbacks") or []
     return tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))  # a CallbackList
-
-
-def is_distributed(model):
-    """Whether the model has several replicas, or workers."""
-    strategy = model.distribute_strategy
-    return strategy.num_replicas_in_sync > 1 or isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _is_ours(model):
@@ -211,7 +205,7 @@ class CompiledSteps:
         """Within it, `model.fit` with the arguments that it gives runs by a plan; afterwards the model is as it was compiled."""
         model, (jit_compile, steps_at_once) = self._model, plan
         if plan == KERAS_OWN:
-            yield fed_fit(model, arguments)
+            yield feeding.fed_fit(model, arguments)
             return
         by_plan, call = self.by_plan, [*plan, _shapes(arguments)]
         train_function, test_function = by_plan.get(plan, (None, None))
@@ -223,13 +217,13 @@ class CompiledSteps:
         )
         if jit_compile:
             train_function = train_function or _XlaSteps(model, steps_at_once)
-            arguments = {"shuffle": True, **_with_fed_validation(model, arguments)}
-            by_index = _by_index(arguments, arguments["shuffle"]) if steps_at_once > 1 else None
+            arguments = {"shuffle": True, **feeding.with_fed_validation(model, arguments)}
+            by_index = feeding.by_index(arguments, arguments["shuffle"]) if steps_at_once > 1 else None
             # Where its batches come from may be another place in each call.
-            arguments, arrays = by_index or (fed(model, arguments, arguments["shuffle"]), None)
+            arguments, arrays = by_index or (feeding.fed(model, arguments, arguments["shuffle"]), None)
             model.train_function = functools.partial(train_function, arrays)
         else:
-            arguments = fed_fit(model, arguments)
+            arguments = feeding.fed_fit(model, arguments)
         try:
             yield arguments
             if by_plan is self.by_plan and call not in self.served:
@@ -258,75 +252,6 @@ class CompiledSteps:
             yield
         finally:
             self.updates_wait = False
-
-
-def fed_fit(model, arguments):
-    """`fed`, of `fit`: with its validation data."""
-    arguments = {"shuffle": True, **_with_fed_validation(model, arguments)}
-    return fed(model, arguments, arguments["shuffle"])
-
-
-def fed(model, arguments, shuffle=None):
-    """Arguments of `fit`, `evaluate` or `predict` with a dataset of their batches instead of arrays, where these are plain ones.
-
-    With `shuffle`, True or False, they are of `fit`, which then takes examples in the same order on any number of replicas and workers.
-
-    The batches are Keras's, but tf.data doesn't tune their pipeline: when an iterator goes, the thread that tunes is not always woken, and
-    is waited for as long as the iterator has lived: now and then, an epoch took twice its time by that.
-    """
-    by_index = None if shuffle is None and is_distributed(model) else _by_index(arguments, shuffle or False)
-    if by_index is None:
-        return arguments
-    arguments, arrays = by_index
-    return {**arguments, "x": arguments["x"].map(functools.partial(_take, arrays)).prefetch(2)}
-
-
-def _with_fed_validation(model, arguments):
-    data = arguments.get("validation_data")
-    if not isinstance(data, (tuple, np.ndarray)):
-        return arguments
-    names = ("x", "y", "sample_weight")
-    validation = dict(zip(names, keras.utils.unpack_x_y_sample_weight(data), strict=True))
-    validation["batch_size"] = arguments.get("validation_batch_size") or arguments.get("batch_size")
-    x = fed(model, validation, shuffle=False)["x"]
-    return {**arguments, "validation_data": x} if isinstance(x, tf.data.Dataset) else arguments
-
-
-def _by_index(arguments, shuffle):
-    """Arguments whose batches are the indices of examples, and the arrays to take these from; None where arrays are not plain ones.
-
-    Taking the examples of several steps from memory at once costs a fifth of what Keras's pipeline takes for them.
-    """
-    arrays = [arguments[name] for name in ("x", "y", "sample_weight") if arguments.get(name) is not None]
-    batch_size = arguments.get("batch_size") or 32
-    if (
-        any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in arrays)
-        or not isinstance(shuffle, bool)
-        or arguments.get("validation_split")
-        or arguments.get("class_weight")
-    ):
-        return None
-    examples = len(arrays[0])
-    num_batches = math.ceil(examples / batch_size)
-
-    def batches(seed):
-        order = tf.range(examples)
-        if shuffle:
-            order = tf.random.experimental.stateless_shuffle(order, tf.stack([seed, 0]))
-        return tf.data.Dataset.range(num_batches).map(lambda i: order[i * batch_size : (i + 1) * batch_size])
-
-    # Another seed for every epoch: a random number within `batches` would be the same each time after `set_random_seed`.
-    dataset = tf.data.Dataset.random(rerandomize_each_iteration=True).take(1).flat_map(batches)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches)).prefetch(8)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    kept = {k: v for k, v in arguments.items() if k not in ("x", "y", "sample_weight", "batch_size", "shuffle")}
-    if "shuffle" in arguments:
-        kept["shuffle"] = False
-    # Validation goes by the batch size as well.
-    if "validation_data" in kept:
-        kept.setdefault("validation_batch_size", batch_size)
-    return {**kept, "x": dataset.with_options(options)}, tuple(map(tf.convert_to_tensor, arrays))
 
 
 def when_all_are_known(gradients):
@@ -365,12 +290,8 @@ class _XlaSteps:
         for _, alike in itertools.groupby(batches, key=lambda batch: [t.shape for t in tf.nest.flatten(batch)]):
             alike = list(alike)
             if len(alike) >= _FEWEST_AT_ONCE:
-                logs = self.steps(_take(arrays, tf.nest.map_structure(lambda *parts: tf.stack(parts), *alike)))
+                logs = self.steps(feeding.take(arrays, tf.nest.map_structure(lambda *parts: tf.stack(parts), *alike)))
             else:
                 for batch in alike:
-                    logs = self.one_step(_take(arrays, batch))
+                    logs = self.one_step(feeding.take(arrays, batch))
         return logs
-
-
-def _take(arrays, batch):
-    return batch if arrays is None else tuple(tf.gather(array, batch) for array in arrays)

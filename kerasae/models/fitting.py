@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from kerasae import checks, keras_internals
-from kerasae.models import batches, distribution, execution, exits
+from kerasae.models import batches, distribution, execution, exits, feeding
 from kerasae.models.batches import as_floats, is_batched, within
 from kerasae.models.steps import Steps
 
@@ -74,7 +74,7 @@ class Fitting(Steps):
         arguments.update(arguments.pop("kwargs", {}))
         with batches.Naming() as naming:
             self._check_data(arguments, naming)
-            return super().evaluate(**execution.fed(self, arguments))
+            return super().evaluate(**feeding.fed(self, arguments))
 
     @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
@@ -82,7 +82,7 @@ class Fitting(Steps):
         checks.steps(arguments)
         with batches.Naming() as naming:
             arguments["x"] = self._check_inputs(x, naming, arguments.get("steps"), "`steps`")
-            return super().predict(**execution.fed(self, arguments))
+            return super().predict(**feeding.fed(self, arguments))
 
     def check_inputs(self, x, name="x"):
         """As `check_examples`, of what is not learnt from: also raises on 8-bit images for a model of values in [0, 1]."""
@@ -214,4 +214,4 @@ def predict(network, x, batch_size, verbose):
     arrays = x if isinstance(x, list) else [x]
     if network.distribute_strategy.num_replicas_in_sync > 1 and all(isinstance(a, np.ndarray) for a in arrays):
         return distribution.predict(network, x, batch_size, verbose)
-    return network.predict(**execution.fed(network, {"x": x, "batch_size": batch_size, "verbose": verbose}))
+    return network.predict(**feeding.fed(network, {"x": x, "batch_size": batch_size, "verbose": verbose}))
