@@ -356,7 +356,12 @@ def unscaled(x, offset, scale, dtype="float32"):
     """`x * scale + offset` of a float32 tensor, in a type."""
     from keras import ops
 
-    return ops.cast(x, dtype) * np.asarray(scale, dtype) + np.asarray(offset, dtype)
+    values, rounded = ops.cast(x, dtype) * np.asarray(scale, dtype), np.asarray(offset, dtype)
+    if dtype == "float32" and dtype_for(offset, scale) == "float64":
+        rest = (np.asarray(offset, "float64") - rounded).astype(dtype)
+        # The maximum changes nothing, but keeps LiteRT from adding a large offset to the last layer's bias: sums would lose digits.
+        values = ops.maximum(values + rest, np.finfo(dtype).min)
+    return values + rounded
 
 
 def _errors(offset, scale):

@@ -26,7 +26,7 @@ def rows(num, offset=OFFSET, scale=SCALE, seed=0):
 
 
 def model_of(preparation, shape=(4,), **options):
-    model = builders.variational(shape, latent_dim=2, hidden_units=(6,), seed=0, **options)
+    model = builders.variational(shape, latent_dim=2, seed=0, **{"hidden_units": (6,), **options})
     model.preparation = preparation
     return model
 
@@ -128,8 +128,8 @@ def test_an_offset_hides_no_difference(table, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("unchecked")
 def test_two_float32_summands_keep_the_digits_where_float64_is_not_to_be_had(tmp_path):
     interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra kerasae[litert]")
-    offset, scale = np.array([2010.3, 830.7, 13.0, 0.1]), np.array([2.0, 5.0, 0.8, 1.0])
-    model = model_of(of_table(offset, scale))
+    offset, scale = np.array([2010.3, 101523.2, 13.0, 0.1]), np.array([2.0, 86.8, 0.8, 1.0])
+    model = model_of(of_table(offset, scale), hidden_units=(256,))
     assert model.preparation.takes == "float64"
     export(model, tmp_path / "bundle", ["litert", "onnx"])
     values = rows(7, offset, scale).astype("float32")
@@ -138,6 +138,12 @@ def test_two_float32_summands_keep_the_digits_where_float64_is_not_to_be_had(tmp
     encode = interpreter.Interpreter(str(tmp_path / "bundle/encoder.tflite")).get_signature_runner("encode")
     np.testing.assert_allclose(encode(x=values)["z_mean"], z, atol=1e-6)
     np.testing.assert_allclose(run(tmp_path / "bundle", "encoder", values)["z_mean"], z, atol=1e-6)
+    # What comes back is the nearest that float32 can hold, or a neighbour of it: no sums are made around the offset.
+    decode = interpreter.Interpreter(str(tmp_path / "bundle/decoder.tflite")).get_signature_runner("decode")
+    z = np.random.default_rng(0).normal(0, 5, (50, 2)).astype("float32")
+    restored = model.decode(z).astype("float64") * scale + offset
+    differences = np.abs(decode(z=z)["reconstruction"] - restored)[:, :2]
+    assert (differences <= 0.51 * np.spacing(restored[:, :2].astype("float32"))).all()
     with pytest.raises(
         ValueError, match=r"float32.* of 3 columns: 'unix' \(around 1700000000, off by up to 0.004 of its scale\)"
     ):
