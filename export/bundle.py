@@ -134,7 +134,8 @@ def export(
     encoder = parts_as_asked(model)[0]
     variants = _check_variants(variants, formats, calibration)
     own = getattr(model, "preparation", None)
-    columns = model._columns() if is_estimator and own is None else own and own.columns
+    # A codec takes no table.
+    columns = getattr(model, "_columns", lambda: None)() if own is None else own.columns
     x, calibration = (
         checks.by_columns(given, columns, name) for given, name in ((x, "x"), (calibration, "calibration"))
     )

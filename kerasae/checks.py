@@ -143,6 +143,8 @@ def padded(examples, shape, name="x", value=0.0):
         ValueError: where an example has another shape, or is longer.
     """
     examples = [np.asarray(example) for example in examples]
+    if shape[0] is None:
+        shape = max((len(example) for example in examples if example.ndim), default=1), *shape[1:]
     for i, example in enumerate(examples):
         if not shapes_match((None, *shape[1:]), example.shape) or len(example) > shape[0]:
             expected = ", ".join(["length", *map(str, shape[1:])])

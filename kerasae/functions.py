@@ -91,7 +91,12 @@ def of_model(model):
         return Port(name, tuple(tensor.shape), tensor.dtype, value_range, meaning)
 
     takes = (0, 255) if encoder.inputs[0].dtype == "uint8" else model.likelihood.support
-    if takes and model.padding is not None and not takes[0] <= model.padding.value <= takes[1]:
+    if (
+        takes
+        and model.padding is not None
+        and model.padding.value is not None
+        and not takes[0] <= model.padding.value <= takes[1]
+    ):
         takes = None
     x = port("x", encoder.inputs[0], "examples", takes)
     if model.takes_missing:

@@ -150,8 +150,11 @@ def load_model_safely(path):
     """
     from keras.src.saving.serialization_lib import SafeModeScope
 
-    with SafeModeScope(True), _weights_limited(untrusted.check_keras_file(path), path):
+    with _LOADING, SafeModeScope(True), _weights_limited(untrusted.check_keras_file(path), path):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+_LOADING = threading.RLock()  # a method of a class is exchanged meanwhile
 
 
 @contextlib.contextmanager

@@ -91,6 +91,13 @@ class Preparation:
                 scaling = "minmax"
         # An image's pixels share one scale; a channel's steps do.
         axis = tuple(range(len(shape))) if by_column else None
+        if missing and (empty := np.flatnonzero(np.isnan(numbers).all(axis))).size:
+            names = (
+                [columns[i] if columns is not None else f"column {i}" for i in empty] if by_column else ["all of them"]
+            )
+            raise ValueError(
+                f"Columns without any value among the training examples: {checks.listed(names)}. Leave them out (--drop)."
+            )
         low, mean, deviation = least(numbers, axis), mean_of(numbers, axis), deviation_of(numbers, axis)
         spread = most(numbers, axis) - low
         # A constant column stays constant; its standard deviation may be rounding.
@@ -103,13 +110,15 @@ class Preparation:
         return cls(files.kind, shape, scaling, _numbers(offset), _numbers(scale), columns, files.levels, takes)
 
     @classmethod
-    def of_model(cls, input_shape):
-        """For a model of which nothing else is known: images are pixels, tables are taken as they are."""
+    def of_model(cls, input_shape, of_series=False):
+        """For a model of which nothing else is known: images are pixels, tables and series are taken as they are."""
         shape = tuple(input_shape)
         if None in shape:
             raise ValueError(
                 f"The model takes examples of any size, {shape}: pass them as an .npy file of examples of one size."
             )
+        if len(shape) == 2 and of_series:
+            return cls("array", shape)
         return cls("table", shape) if len(shape) == 1 else cls("images", shape, "pixels", (0.0,), (255.0,))
 
     @classmethod
@@ -315,10 +324,12 @@ def check_unscaled(values, columns, how):
     """
     if np.can_cast(values.dtype, "float32"):  # there are none to lose
         return
-    low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+    # A channel's steps share a unit, and so do an image's pixels.
+    axis = tuple(range(values.ndim - 1)) if values.ndim < 4 else None
+    low, high = np.nanmin(values, axis=axis), np.nanmax(values, axis=axis)
     # Of a constant column none matter.
-    spread = np.where(high > low, np.nanstd(values, axis=0, dtype="float64"), np.inf)
-    if lost := lost_digits(np.nanmean(values, axis=0, dtype="float64"), spread, columns, TOO_MUCH):
+    spread = np.where(high > low, np.nanstd(values, axis=axis, dtype="float64"), np.inf)
+    if lost := lost_digits(np.nanmean(values, axis=axis, dtype="float64"), spread, columns, TOO_MUCH):
         raise ValueError(
             f"Models compute in float32, which loses digits of {len(lost)} columns that aren't scaled: {in_words(lost)}. Let them be "
             f"scaled ({how}), or subtract a constant first, such as the first day of a time."

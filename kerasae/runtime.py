@@ -128,9 +128,12 @@ class Bundle:
     def _divisor(self, part):
         """What bytes are to be divided by before they go in, 1 where the graph does what must be done; None if it isn't said."""
         preparation = self.manifest.get("preparation")
-        if preparation is None or part["inputs"][0]["name"] != "x":
+        if preparation is None or "x" not in [port["name"] for port in part["inputs"]]:
             return None
-        return 255 if any("divided by 255" in step for step in preparation.get("before") or ()) else 1
+        before = preparation.get("before") or ()
+        if not isinstance(before, (list, tuple)) or not all(isinstance(step, str) for step in before):
+            raise ValueError(f"The manifest's preparation is damaged: {before!r:.80} isn't a list of steps.")
+        return 255 if any("divided by 255" in step for step in before) else 1
 
 
 def files_of(folder):
@@ -200,7 +203,9 @@ class OnnxFunction:
                 f"The inputs are {[port['name'] for port in self.inputs]}. Received {len(arrays)} without a name, and {sorted(named)}"
             )
         inputs = {
-            port["name"]: _as_port(given[port["name"]], port, self._ranges.get(port["name"]), self._divisor)
+            port["name"]: _as_port(
+                given[port["name"]], port, self._ranges.get(port["name"]), self._divisor if port["name"] == "x" else 1
+            )
             for port in self.inputs
         }
         counts = {len(array) for array in inputs.values()}

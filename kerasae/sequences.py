@@ -19,11 +19,11 @@ class Padding:
 
     Args:
         mask: function of examples `(batch, steps, ...)` that is True where a step counts, `(batch, steps)`.
-        value: what padded steps hold.
+        value: what padded steps hold; None where layers stand before the one that makes the mask, and nothing is known of it.
     """
 
     mask: Callable
-    value: float
+    value: float | None
 
     def weights(self, x):
         """1 where a step counts and 0 where it is padding, float32, in a shape that broadcasts to x's."""
@@ -32,7 +32,7 @@ class Padding:
 
     def keep(self, x, values):
         """`values`, one for each step of x, with x's padding."""
-        return ops.where(self.weights(x) > 0, values, ops.cast(self.value, values.dtype))
+        return ops.where(self.weights(x) > 0, values, ops.cast(x, values.dtype))
 
 
 def padding_of(encoder):
@@ -50,7 +50,8 @@ def padding_of(encoder):
         def mask(x, layer=layer, before=before):
             return layer.compute_mask(x if before is None else before(x, training=False))
 
-        return Padding(mask, 0 if is_token else layer.mask_value)
+        value = 0 if is_token else layer.mask_value
+        return Padding(mask, value if before is None else None)
     return None
 
 
@@ -69,12 +70,17 @@ class _KeepsMask:
 class MaskedConv1D(layers.Conv1D):
     """`keras.layers.Conv1D` to which padding is as what lies beyond the ends: zeros.
 
-    Its own steps are padding where all of the steps that they stand for are. The kernel's size must be even with strides of 2: where
-    `"same"` padding begins would else depend on the length.
+    Its own steps are padding where all of the steps that they stand for are. `padding` is `"same"`, and with strides the kernel's size a
+    multiple of them: where the padding begins would else depend on the length.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, filters, kernel_size, strides=1, padding="same", **kwargs):
+        super().__init__(filters, kernel_size, strides, padding, **kwargs)
+        if self.padding != "same" or self.data_format != "channels_last" or self.kernel_size[0] % self.strides[0]:
+            raise ValueError(
+                'A MaskedConv1D has `padding="same"`, channels last, and a kernel whose size is a multiple of its strides. Received: '
+                f"padding={padding!r}, data_format={self.data_format!r}, kernel_size={kernel_size}, strides={strides}"
+            )
         self.supports_masking = True
 
     def call(self, inputs, mask=None):
@@ -153,6 +159,17 @@ class CausalGRU(_KeepsMask, layers.GRU):
 
     The same numbers, from a loop that is exported as the operator that ONNX has: Keras's own stays a loop there, 2.5 times as slow.
     """
+
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **{"return_sequences": True, **kwargs})
+        usual = keras.layers.GRU(units, return_sequences=True).get_config()
+        fixed = ("activation", "recurrent_activation", "use_bias", "reset_after", "dropout", "recurrent_dropout")
+        fixed += ("return_sequences", "return_state", "go_backwards", "stateful")
+        config = self.get_config()
+        if changed := [name for name in fixed if config[name] != usual[name]]:
+            raise ValueError(
+                f"A CausalGRU has Keras's defaults in {changed}, and gives all steps. Take keras.layers.GRU."
+            )
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         x = tf.cast(sequences, self.compute_dtype)

@@ -134,7 +134,7 @@ def test_a_recipe_imports_the_module_that_registers_a_kind(tmp_path, monkeypatch
     assert "modules" not in recipes.to_toml(recipe.model_copy(update={"modules": None}))
 
 
-def test_a_run_is_opened_with_the_modules_of_its_recipe(tmp_path, monkeypatch):
+def test_a_run_s_modules_are_imported_where_its_user_says_so(tmp_path, monkeypatch):
     (tmp_path / "layers_of_mine.py").write_text(
         "import keras\nimport kerasae\nfrom kerasae.networks.dense import Dense\n\n\n"
         "@keras.saving.register_keras_serializable('mine')\nclass Doubled(keras.layers.Layer):\n"
@@ -159,6 +159,9 @@ def test_a_run_is_opened_with_the_modules_of_its_recipe(tmp_path, monkeypatch):
         del sys.modules["layers_of_mine"]
         expected = keras.saving.get_custom_objects().pop("mine>Doubled")
         result = CliRunner().invoke(cli, ["evaluate", str(tmp_path / "run")])
+        assert "kerasae --module layers_of_mine ..." in str(result.exception)
+        assert "layers_of_mine" not in sys.modules
+        result = CliRunner().invoke(cli, ["--module", "layers_of_mine", "evaluate", str(tmp_path / "run")])
         assert result.exit_code == 0, result.output
         assert "squared_error" in result.output
         assert keras.saving.get_custom_objects()["mine>Doubled"] is not expected

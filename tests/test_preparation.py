@@ -13,7 +13,7 @@ import tensorflow as tf
 import kerasae
 from kerasae import builders, tasks
 from kerasae.export import ExportError, export, page, parity
-from kerasae.preparation import Preparation
+from kerasae.preparation import Preparation, check_unscaled
 from kerasae.runtime import Bundle
 
 COLUMNS = ("unix", "pressure", "number", "v")
@@ -388,3 +388,11 @@ def test_an_estimator_that_scales_nothing_loses_no_digits_in_silence():
         tasks.Reducer("linear", **options).fit(frame)
     tasks.Reducer("linear", **options).fit(frame[["v", "constant"]])
     tasks.Reducer("linear", **options).fit(rows(40).astype("float32"))
+
+
+def test_the_pixels_of_unscaled_images_share_a_spread():
+    images = np.ones((1000, 3, 3, 1))
+    images[0, 0, 0], images[:, 2, 2] = 254 / 255, 0
+    check_unscaled(images, None, "how")
+    with pytest.raises(ValueError, match="loses digits of 1 columns"):
+        check_unscaled(np.random.default_rng(0).normal(1e7, 1, (50, 2)) * (1, 0), ["a", "b"], "how")

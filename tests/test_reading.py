@@ -285,6 +285,13 @@ def test_missing_values_are_taken_where_they_may_be(tmp_path, caplog):
     assert read.numbers([0, 1]) == [1, 2]
     with pytest.raises(ValueError, match="hold no value at all: b"):
         files.read(written(tmp_path / "v.csv", "a,b\n1,\n2,\n"), missing=True)
+    path = written(tmp_path / "w.csv", "a,b,name\n1,2,u\n,4,v\n")
+    with pytest.raises(ValueError, match=r"^Columns of \S+ hold no numbers: 'name' \('u'.*--drop name") as raised:
+        files.read(path, missing=True)
+    assert "gaps" not in str(raised.value)
+    read = files.read(path, missing=True, drop=["name"])
+    with pytest.raises(ValueError, match="Columns without any value among the training examples: a"):
+        Preparation.fit(read, np.array([1]), missing=True)
 
 
 # images

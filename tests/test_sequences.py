@@ -6,7 +6,7 @@ import onnx
 import pytest
 from keras import layers, ops
 
-from kerasae import builders, export, networks, sequences
+from kerasae import builders, export, models, networks, sequences, tasks
 from kerasae.data import files
 from kerasae.models import execution
 from kerasae.preparation import Preparation
@@ -208,7 +208,30 @@ def test_padding_is_found_behind_other_layers():
     np.testing.assert_array_equal(
         padding.mask(np.float32([[[2.0], [3.0], [1.0], [1.0]]])), [[True, True, False, False]]
     )
+    np.testing.assert_array_equal(
+        padding.keep(np.float32([[[2.0], [1.0]]]), np.float32([[[7.0], [7.0]]])), [[[7], [1]]]
+    )
     assert sequences.padding_of(keras.Model(x, layers.Flatten()(x))) is None
+    decoder = keras.Sequential([keras.Input((2,)), layers.Dense(4), layers.Reshape((4, 1))])
+    with pytest.raises(ValueError, match="Layers stand between x and the one that makes the mask"):
+        models.Autoencoder(encoder, decoder).encode([np.ones((2, 1))])
+
+
+def test_what_padding_would_spoil_is_refused():
+    masked = {"network": "conv1d", "hidden_units": (4,), "mask_value": -9.0}
+    with pytest.raises(ValueError, match="would count padded steps"):
+        builders.sparse((8, 2), 3, penalty="l1", layer_weights={"hidden_1": 1.0}, **masked)
+    for options in ({"padding": "valid"}, {"kernel_size": 3, "strides": 2}):
+        with pytest.raises(ValueError, match="A MaskedConv1D has"):
+            sequences.MaskedConv1D(**{"filters": 4, "kernel_size": 4, **options})
+    for options in ({"dropout": 0.5}, {"return_sequences": False}):
+        with pytest.raises(ValueError, match=r"A CausalGRU has Keras's defaults in"):
+            sequences.CausalGRU(4, **options)
+    x = np.full((3, 8, 2), -9.0, "float32")
+    x[:, :5] = 0.5
+    assert (builders.contractive((8, 2), 3, **masked).predict(x, verbose=0)[:, 5:] == -9).all()
+    with pytest.raises(ValueError, match="scaling would change it"):
+        tasks.Reducer(network="lstm", model_options={"mask_value": -9.0}, epochs=1).fit(x)
 
 
 def test_the_gru_is_keras_s():

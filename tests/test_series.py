@@ -134,6 +134,42 @@ def test_lost_and_constant_sensors(sensors, caplog):
     assert detector.score_samples(shown)[50] < detector.offset_
 
 
+def test_a_stream_of_a_detector_without_a_lost_sensor(sensors):
+    lost = sensors[0][:200].copy()
+    lost[:, 0] = np.nan
+    detector = SeriesDetector(**{**QUICK, "epochs": 1}).fit(lost)
+    stream = pickle.loads(pickle.dumps(detector.stream()))
+    scores = [score for row in lost[:60] for _, score in stream.update(row)] + [score for _, score in stream.finish()]
+    np.testing.assert_allclose(scores, detector.score_samples(lost[:60]), rtol=1e-4)
+    for row in ([1.0], [1.0, 2.0, 3.0], [1.0, np.inf]):
+        with pytest.raises(ValueError, match="A row must be 2 finite numbers, or NaN"):
+            stream.update(row)
+
+
+def test_an_enormous_value_is_forgotten_behind_its_windows():
+    values = np.array([1.0, -np.inf, 2.0, -1e38, 3.0, 3.0, 5.0])
+    spread = series.spread(values, np.arange(7), 8, (0, 1))
+    np.testing.assert_array_equal(spread, [1, -np.inf, -np.inf, -5e37, -5e37, 3, 4, 5])
+
+
+def test_the_end_must_hold_a_window(sensors):
+    gone = sensors[0][:200].copy()
+    gone[120:, 1] = np.nan
+    with pytest.raises(ValueError, match="The end of X sets the threshold, and no window of 16 rows"):
+        SeriesDetector(**QUICK).fit(gone)
+
+
+def test_times_of_zones_and_of_microseconds(sensors, detector):
+    pd = pytest.importorskip("pandas")
+    times = pd.date_range("2024-05-01", periods=60, freq="20us")
+    assert series.usual_step(series.seconds(times)) == pytest.approx(2e-5, rel=1e-9)
+    frame = pd.DataFrame(sensors[1][:60], index=times.tz_localize("Europe/Berlin"))
+    np.testing.assert_array_equal(detector._own_times(frame), times - pd.Timedelta("2h"))
+    frame = frame.assign(at=times.astype(str))
+    with pytest.raises(ValueError, match=r"Column 'at' holds text.*pandas.to_datetime"):
+        pickle.loads(pickle.dumps(detector)).set_params(time="at").score_samples(frame)
+
+
 def test_frames_and_several_series(sensors):
     pd = pytest.importorskip("pandas")
     normal, new = sensors
@@ -168,6 +204,11 @@ def test_errors_of_reconstructions_and_forecasts(sensors, measure):
         reconstruction = model.decoder(model.encoder(hidden)).numpy()
         expected = np.square(x[:, -2:] - reconstruction[:, -2:]).mean()
         np.testing.assert_allclose(detector.scorer_.predict(x, verbose=0), -expected, rtol=1e-4)
+        changed = new[:16][None] + np.where(np.arange(16) >= 14, 100, 0)[:, None]
+        told = [detector.window_reconstructions(windows) for windows in (new[:16][None], changed)]
+        np.testing.assert_array_equal(*told)
+        y = np.where(np.arange(200) // 20 == 5, -1, 1)
+        assert detector.score(new, y) > 0.8  # of the rows that have a score
 
 
 def test_gaps_are_filled_from_the_windows_around_them(sensors, detector):

@@ -534,7 +534,7 @@ def test_a_recipe_is_a_small_file(text, message, tmp_path):
 @pytest.mark.parametrize("module", [".mine", ""])
 def test_a_module_that_can_be_none(module, run):
     recipe = recipes.read(run / "recipe.toml").model_copy(update={"modules": [module]})
-    with pytest.raises(ValueError, match="The recipe's module .* can't be imported"):
+    with pytest.raises(ValueError, match="The module .* can't be imported"):
         recipes.check(recipe)
 
 

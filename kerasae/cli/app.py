@@ -12,7 +12,14 @@ from kerasae.cli import detect, export, quickstart, shared, train, use, zoo
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(kerasae.__version__, prog_name="kerasae")
-def cli():
+@click.option(
+    "--module",
+    "modules",
+    metavar="NAME",
+    multiple=True,
+    help="A module of yours, imported first: families, kinds of networks and layers that it registers are known then.",
+)
+def cli(modules):
     """Autoencoders for Keras: fit one, get one ready-made, deploy one.
 
     MODEL is always a zoo id (`kerasae zoo list`), a .keras file, or a folder that `kerasae train` wrote. Results go to standard
@@ -24,6 +31,11 @@ def cli():
     logging.basicConfig(level=logging.INFO, handlers=[shown])
     for noisy in ("absl", "tensorflow", "tf2onnx", "matplotlib", "h5py", "httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    if modules:
+        shared.import_keras()
+        from kerasae.runs import recipes
+
+        recipes.import_modules(modules)
 
 
 def main():

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -73,8 +74,17 @@ def open_model(name):
             )
         if file.name == "model.keras" and (run / "data.json").is_file():
             recipe = recipes.read(run / "recipe.toml")
-            recipes.import_modules(recipe)
-        model = _load_file(keras, file)
+        try:
+            model = _load_file(keras, file)
+        except ValueError as error:
+            unknown = [name for name in (recipe and recipe.modules) or () if name not in sys.modules]
+            if not unknown:
+                raise
+            # A folder may come from anywhere: it doesn't say what is run.
+            raise ValueError(
+                f"{error} Its recipe names modules of its author's, {unknown}, which register what it is made of. If you trust them: "
+                f"kerasae {' '.join(f'--module {name}' for name in unknown)} ..."
+            ) from error
         if recipe is not None:
             try:
                 history = untrusted.json(run / "history.json", {str: [(int, float, type(None))]})
@@ -95,7 +105,11 @@ def open_model(name):
         elif facts is not None:
             with untrusted.damaged(run / "data.json"):
                 model.preparation = Preparation.from_dict(facts["preparation"])
-    preparation = model.preparation or Preparation.of_model(model.encoder.inputs[0].shape[1:])
+    preparation = model.preparation
+    if preparation is None:
+        of_time = (keras.layers.Conv1D, keras.layers.RNN, keras.layers.Masking)
+        of_series = any(isinstance(layer, of_time) for layer in model.encoder.layers)
+        preparation = Preparation.of_model(model.encoder.inputs[0].shape[1:], of_series)
     return Opened(path.resolve().name if path.is_dir() else path.stem, model, preparation, recipe, history, facts)
 
 
@@ -185,7 +199,16 @@ def held_out(opened, data_dir):
 
     if opened.recipe is None:
         raise click.UsageError("Which data? --data names a dataset, a folder of images, or an array or table file.")
-    loaded = examples.load(opened.recipe, data_dir)
+    recipe, shape = opened.recipe, (opened.facts or {}).get("preparation", {}).get("shape", ())
+    if (
+        len(shape) == 3
+        and shape[2] == 1
+        and recipe.data.color is None
+        and str(recipe.data.path).endswith((".npy", ".npz"))
+    ):
+        # Earlier versions took every array of (n, height, width) for grey images.
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"color": "grey"})})
+    loaded = examples.load(recipe, data_dir)
     _logger.log(loaded.weight, loaded.line)
     facts, now = opened.facts or loaded.facts, loaded.facts
     if facts.get("fingerprint") != now.get("fingerprint"):

@@ -169,6 +169,7 @@ def _train(what, data, folder, settings, workers, wait, overwrite, data_dir, loc
     # Before anything else of TensorFlow, as it wants.
     strategy = processes.strategy(*task, wait) if task else None
     if what is None:
+        recipes.import_modules(recipe.modules)
         loaded = examples.load(recipe, data_dir)
     else:
         with shared.raised_as(click.UsageError, *drafts.usage_errors(recipe, settings)):

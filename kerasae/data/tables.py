@@ -29,7 +29,7 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect, missing=Fa
             left_out |= useless
             taken = [name for name in taken if name not in useless]
             values, classes, problems = _collected(table, taken, labels)
-    if values.ndim == 3:
+    if values.ndim == 3 and (like is None or len(like.shape) != 2):
         values = values[..., None]  # grey images
     kept, rows, gaps = np.ones(len(values), bool), None, 0
     if values.dtype.kind == "f":
@@ -38,7 +38,8 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect, missing=Fa
         if missing:
             kept[problems.rows] = False
             gaps = int(np.isnan(flat[kept]).sum())
-            if empty := [name for name, column in zip(taken, flat.T, strict=False) if np.isnan(column[kept]).all()]:
+            empty = [name for name, column in zip(taken, flat.T, strict=False) if np.isnan(column[kept]).all()]
+            if empty and kept.any():
                 raise ValueError(
                     f"Columns of {path} hold no value at all: {checks.listed(empty)}. Leave them out with drop (--drop)."
                 )
@@ -46,10 +47,14 @@ def read(path, like, columns, drop, labels, skip_unreadable, dialect, missing=Fa
     notes = [what, _counted(len(values), "row"), *table.notes] + [f"{_counted(gaps, 'missing value')}"] * (gaps > 0)
     if not kept.all():
         if not skip_unreadable or not kept.any():
-            raise ValueError(problems.said(path, len(values)))
+            raise ValueError(problems.said(path, len(values), missing))
         rows = np.flatnonzero(kept) + 1
         lost = _counted(len(values) - len(rows), "row")
-        notes.append(f"left out {lost} with gaps or text, the first: {problems.first}")
+        notes.append(
+            f"left out {lost} with text or infinity"
+            if missing
+            else f"left out {lost} with gaps or text, the first: {problems.first}"
+        )
         values, classes = values[kept], classes and [classes[i] for i in rows - 1]
     if rounded := [] if is_list else [n for n, column in zip(taken, values.T, strict=True) if _rounded(column)]:
         notes.append(f"rounded to 16 digits: {checks.listed(rounded)}")
@@ -128,7 +133,7 @@ class _Problems:
             if num_rows == gaps or 0 < text >= num_rows - text - gaps
         }
 
-    def said(self, path, num_rows):
+    def said(self, path, num_rows, missing=False):
         """All of them in one error, with what to do about each."""
         if self.ragged:
             return f"{path} can't be read as a table: {self.ragged}. Leave such rows out with skip_unreadable (--skip-unreadable)."
@@ -143,7 +148,7 @@ class _Problems:
                 f"Columns of {path} hold no numbers: {columns}. Leave them out with drop ({remedy}), or name one with labels "
                 "(--labels NAME)."
             )
-        if self.gaps:
+        if self.gaps and not missing:
             columns = checks.listed(
                 f"{name!r} (all {n} rows)" if n == num_rows else f"{name!r} ({n} of {num_rows} rows, first row {row})"
                 for name, (n, row, _) in self.gaps.items()

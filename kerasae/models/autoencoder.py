@@ -197,6 +197,11 @@ class Autoencoder(Fitting, Exits):
         shapes = {tensor.name: tensor.shape[1:] for tensor in self.encoder.inputs}
         if len(shapes) == 1:
             if self.padding is not None and isinstance(x, (list, tuple)):
+                if self.padding.value is None:
+                    raise ValueError(
+                        f"Layers stand between x and the one that makes the mask: pass `{name}` as an array, padded so that they give "
+                        "the mask's value."
+                    )
                 x = checks.padded(x, *shapes.values(), name=name, value=self.padding.value)
             return self.check_array(x, *shapes.values(), name, unit_interval)
         return checks.inputs(x, shapes, name, unit_interval, self.takes_missing)

@@ -108,7 +108,8 @@ class ContractiveAutoencoder(Autoencoder):
 
     def call(self, x, training=False):
         # A reconstruction needs no Jacobian.
-        return super().forward(self.arranged(x), training)["reconstruction"]
+        x = self.arranged(x)
+        return self.with_padding(self.target_of(x), super().forward(x, training)["reconstruction"])
 
     def terms(self, x, outputs):
         return {**super().terms(x, outputs), "contraction_loss": outputs["contraction"]}

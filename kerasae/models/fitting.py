@@ -88,8 +88,7 @@ class Fitting(Steps):
         """As `check_examples`, of what is not learnt from: also raises on 8-bit images for a model of values in [0, 1]."""
         x = self.check_examples(x, name)
         if self._knows_range:
-            values = self.target_of(x)
-            checks.no_bytes(values if self.padding is None else np.where(values == self.padding.value, 0, values), name)
+            checks.no_bytes(self._without_padding(self.target_of(x)), name)
         return x
 
     @property
@@ -100,7 +99,12 @@ class Fitting(Steps):
         kinds = map(keras_internals.kind_of_layer, keras_internals.all_layers(self.encoder))
         return not any(kind and kind[0] == "preprocessing" for kind in kinds)  # which scale
 
+    def _without_padding(self, x):
+        """Zeros for padding."""
+        return x if self.padding is None or self.padding.value is None else np.where(x == self.padding.value, 0, x)
+
     def _note_range(self, x):
+        x = self._without_padding(x)
         if self.needs_unit_interval and not self._takes_other_ranges:
             self._takes_other_ranges = bool(np.nanmin(x) < 0 or np.nanmax(x) > 1)
 

@@ -99,11 +99,21 @@ class SparseAutoencoder(Autoencoder):
         }
         if penalty == "kl" and any(target == 1 for target in self.sparsity_target.values()):
             raise ValueError(f"`sparsity_target` must lie below 1 for the penalty 'kl'. Received: {sparsity_target}")
+        if self.padding is not None and (
+            sequences := [n for n in names if n in self.layer_weights and self._gives_steps(n)]
+        ):
+            raise ValueError(
+                f"The sparsity of {sequences} would count padded steps: they give a value for every step. Name layers behind the last of "
+                "them, such as the code's, or do without a mask."
+            )
         self._assert_range = {name: self._leaves_unit_interval(encoder.get_layer(name)) for name in self.layer_weights}
         outputs = [encoder.outputs[0], *(encoder.get_layer(name).output for name in self.layer_weights)]
         hidden = keras.Model(encoder.inputs, outputs)
         # In a closure, so that Keras doesn't track it: its layers are the encoder's.
         self._encode_with_activations = lambda x, training: hidden(x, training=training)
+
+    def _gives_steps(self, name):
+        return len(self.encoder.get_layer(name).output.shape) > 2
 
     def _leaves_unit_interval(self, layer):
         """False if the layer's activations lie in [0, 1], None if that is unknown; raises if they don't, under the KL penalty."""

@@ -68,6 +68,11 @@ def load(recipe, data_dir=None, unit_interval=None):
             model = recipes.build(whole, values.shape[1:], len(indices[0]))
             unit_interval = model.likelihood.support == (0.0, 1.0)
         preparation = Preparation.fit(read, indices[0], source.scaling, bool(unit_interval), missing)
+        if recipe.model.get("mask_value") is not None and preparation.scaling != "none":
+            raise ValueError(
+                "`mask_value` is what padding holds in the data, and scaling would change it, and count it: scale the series yourself, and "
+                'say scaling = "none" (--scaling none).'
+            )
         if source.scaling == "none":
             check_unscaled(values[indices[0]], read.columns, "--scaling standard")
         checks.memory(values.shape, "float32", source.path)

@@ -181,20 +181,20 @@ def takes_missing(family):
 
 def check(recipe):
     """Raises on a module, a family, or an option of it, that there isn't, before any data is read."""
-    import_modules(recipe)
+    import_modules(recipe.modules)
     known = options(recipe.family)
     for option in recipe.model:
         checks.choice(option, f"option of {recipe.family}", known)
 
 
-def import_modules(recipe):
-    """Imports the recipe's modules, which register what its model is made of; raises `ValueError` where there is none."""
-    for module in recipe.modules or ():
+def import_modules(modules):
+    """Imports a recipe's modules, which register what its model is made of; raises `ValueError` where there is none."""
+    for module in modules or ():
         try:
             importlib.import_module(module)
         except (ModuleNotFoundError, TypeError, ValueError) as error:  # the latter of names such as ".mine" and ""
             raise ValueError(
-                f"The recipe's module {module!r} can't be imported: {error}. Install it, or add its folder to PYTHONPATH."
+                f"The module {module!r} can't be imported: {error}. Install it, or add its folder to PYTHONPATH."
             ) from error
 
 

@@ -233,6 +233,9 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
             y: labels as `predict` gives them: above 0 for normal examples, below for anomalies. Of 0 and 1, both of which are in use for
                 anomalies, 1 is taken for normal, and a warning says so.
         """
+        return self._roc_auc(y, self.score_samples(X))
+
+    def _roc_auc(self, y, scores):
         is_normal = np.asarray(y) > 0
         if set(np.unique(y)) == {0, 1}:
             warnings.warn("`y` holds 0 and 1: 1 is taken for normal. -1 and 1 leave no doubt.", stacklevel=2)
@@ -241,7 +244,7 @@ class AnomalyDetector(OutlierMixin, AutoencoderEstimator):
                 f"`y` must hold 1 for normal examples and -1 for anomalies, both. Received: {np.unique(y).tolist()[:5]}. In a search over "
                 "options, let each part hold both: GridSearchCV(..., cv=StratifiedKFold())."
             )
-        return roc_auc_score(is_normal, self.score_samples(X))
+        return roc_auc_score(is_normal, scores)
 
     def functions(self):
         """`score_samples`, from raw examples to scores; see `AutoencoderEstimator.functions`."""

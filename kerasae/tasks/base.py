@@ -184,6 +184,11 @@ class AutoencoderEstimator(Scaling, BaseEstimator):
             takes = _parameters(family)
             options = {name: value for name, value in self._builder_options.items() if name in takes}
             options = family.for_real_values({**options, "seed": seed, **(self.model_options or {})})
+            if options.get("mask_value") is not None and getattr(self, "scaling", None) is not None:
+                raise ValueError(
+                    "`mask_value` is what padding holds in the data, and scaling would change it, and count it: scale the series yourself, "
+                    "and pass scaling=None."
+                )
             if "network" in takes:
                 options["network"] = self.network
                 input_shape = networks.with_axes(input_shape, self.network)

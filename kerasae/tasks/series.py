@@ -59,7 +59,7 @@ class SeriesDetector(Windows, AnomalyDetector):
     more false alarms are to be expected.
 
     Args:
-        window: w, rows, at least 2. Default 100, or a third of the shortest training series.
+        window: w, rows, at least 2. Default 100, or a third of the longest training series where that is less.
         measure: `"distance"` (default), `"reconstruction"` or `"forecast"`.
         horizon: rows at a window's end that a forecast is of. Default: a tenth of the window.
         delay: rows that are waited for, 0 to w - 1. Default: w - 1.
@@ -169,6 +169,11 @@ class SeriesDetector(Windows, AnomalyDetector):
                 raise ValueError("X holds no value: every row of every channel is NaN.")
             _logger.warning("Channels without any value in fit are left out: %s", checks.listed(lost))
         self.channels_ = np.flatnonzero(known)
+        if not isinstance(self.model, str) or self.network != "dense":
+            raise ValueError(
+                "The networks of a SeriesDetector see a window as one row: `model` must be a family's name, and `network` "
+                f'"dense". Received: model={self.model!r}, network={self.network!r}'
+            )
         steps = [series.usual_step(times) for _, times in parts if times is not None]
         self.step_ = float(np.median(steps)) if steps else None
         self._fit_scaling(np.concatenate([values for values, _ in parts])[:, self.channels_])
@@ -183,12 +188,17 @@ class SeriesDetector(Windows, AnomalyDetector):
                 f"X has too few rows without gaps for windows of {window}: {len(x)} whole windows. Longest series: {longest} rows. Give "
                 "more rows, a smaller `window`, or a larger `max_gap`."
             )
+        if not held_out.any():
+            raise ValueError(
+                f"The end of X sets the threshold, and no window of {window} rows without gaps reaches into it: see which channel has no "
+                "values there, and leave it out, or give a larger `max_gap`, or a smaller `window`."
+            )
         if measure == "distance":
             as_new, tail = self._fit_scorer(x, held_out=held_out)
         else:
-            as_new, tail = self._fit_errors(x, held_out, measure)
+            as_new, tail = self._fit_errors(x, held_out)
         scaled = keras.Input(x.shape[1:])
-        self.reconstructor_ = keras.Model(scaled, self._reconstruction(scaled))
+        self.reconstructor_ = keras.Model(scaled, self._reconstruction(self._shown(scaled)))
         self.usual_errors_ = np.maximum(self._errors(x[:: max(1, len(x) // 1000)]).mean(axis=(0, 1)), 1e-6)
         self._fit_threshold(
             as_new, tail, [s for s, out in zip(starts, held_out, strict=True) if out], grids, cut, alarms
@@ -199,6 +209,14 @@ class SeriesDetector(Windows, AnomalyDetector):
     def score_samples(self, X):
         """Scores, `(rows,)`, higher is more normal, NaN where no whole window tells of a row; of a list of series a list."""
         return self._of_rows(X, self._window_scores)
+
+    def score(self, X, y):
+        """As in `AnomalyDetector`, of the rows that have a score."""
+        scores = self.score_samples(X)
+        if isinstance(scores, list):
+            scores, y = np.concatenate(scores), np.concatenate(list(y))
+        known = ~np.isnan(scores)
+        return self._roc_auc(np.asarray(y)[known], scores[known])
 
     def decision_function(self, X):
         """`score_samples(X) - offset_`, below 0 for anomalies; of a list of series a list."""
@@ -232,7 +250,7 @@ class SeriesDetector(Windows, AnomalyDetector):
 
         Returns:
             A list of dicts: `start`, `end` (inclusive) and `peak`, of `times`; `score`, at the peak; `rows`, `(first, last)`; `channel`,
-            the name or number of the one that stands out most at the peak; and `contributions`, `{channel: times the usual error}`.
+            the name or number of the one that stands out most in the interval; and `contributions`, `{channel: times the usual error}`.
         """
         if times is None:
             times = self._own_times(X)
@@ -263,7 +281,12 @@ class SeriesDetector(Windows, AnomalyDetector):
             gaps = missing[:, i]
             rows = np.flatnonzero(~gaps)
             channel[gaps] = np.interp(np.flatnonzero(gaps), rows, channel[rows]) if len(rows) else self.center_[i]
-        for _ in range(_ROUNDS if missing.any() else 0):
+        windows, starts = series.windows(filled, self.window_)
+        if missing.any() and not len(starts):
+            _logger.warning(
+                "%d rows are fewer than a window of %d: gaps are filled by straight lines.", len(filled), self.window_
+            )
+        for _ in range(_ROUNDS if missing.any() and len(starts) else 0):
             windows, starts = series.windows(filled, self.window_)
             near = [missing[s : s + self.window_].any() for s in starts]
             told = series.overlaid(self.window_reconstructions(windows[near]), starts[near], len(filled))
@@ -276,10 +299,15 @@ class SeriesDetector(Windows, AnomalyDetector):
         """A `kerasae.data.reading.series.Stream`: takes one row at a time, evenly spaced, and gives the scores of `score_samples`."""
         check_is_fitted(self)
 
-        def score(windows):
-            return self._window_scores(windows[..., self.channels_])
-
-        return series.Stream(score, self.window_, self.span_, self.stride_, self._max_gap())
+        return series.Stream(
+            self._window_scores,
+            self.window_,
+            self.span_,
+            self.stride_,
+            self._max_gap(),
+            self.n_features_in_,
+            self.channels_,
+        )
 
     def functions(self):
         """`score_samples`, from raw windows to scores, and `reconstruct`; see `AutoencoderEstimator.functions`."""
@@ -345,14 +373,18 @@ class SeriesDetector(Windows, AnomalyDetector):
             setattr(self, name, getattr(resolved, name))
         return answers
 
-    def _fit_errors(self, x, held_out, measure):
+    def _num_hidden(self):
+        """Numbers at a window's end that the autoencoders aren't shown."""
+        return self._horizon(self.window_) * len(self.channels_) if self.measure == "forecast" else 0
+
+    def _shown(self, flat):
+        """Scaled windows as the autoencoders see them: zeros for what they forecast."""
+        hidden = self._num_hidden()
+        return ops.pad(flat[:, : flat.shape[1] - hidden], ((0, 0), (0, hidden))) if hidden else flat
+
+    def _fit_errors(self, x, held_out):
         """Fits autoencoders to the windows that aren't held out, and `scorer_`, minus their squared error; answers as `_fit_scorer`."""
-        hidden = self._horizon(self.window_) * len(self.channels_) if measure == "forecast" else 0
-        shown = x.shape[1] - hidden
-
-        def hide(batch):
-            return ops.pad(batch[:, :shown], ((0, 0), (0, hidden)))
-
+        hidden = self._num_hidden()
         rng = np.random.default_rng(self._seed())
         member, fitted_to = self._with_defaults(True), x[~held_out]
         self.estimators_ = []
@@ -360,11 +392,11 @@ class SeriesDetector(Windows, AnomalyDetector):
             rows = rng.permutation(len(fitted_to))[: self.max_samples]
             rows = rows[np.arange(self.max_samples) % len(rows)]
             seed = int(rng.integers(np.iinfo(np.int32).max))
-            corrupt = (lambda batch, _: hide(batch)) if hidden else None
+            corrupt = (lambda batch, _: self._shown(batch)) if hidden else None
             self.estimators_.append(member._fit_model(fitted_to[rows], seed=seed, corrupt=corrupt))
         self.bandwidths_ = []
         scaled = keras.Input(x.shape[1:], name="scaled")
-        difference = scaled - self._reconstruction(hide(scaled) if hidden else scaled)
+        difference = scaled - self._reconstruction(self._shown(scaled))
         error = ops.mean(ops.square(difference[:, -hidden:] if hidden else difference), axis=1)
         self.scorer_ = keras.Model(scaled, -error, name="scorer")
         return -run(self.scorer_, fitted_to), -run(self.scorer_, x[held_out])

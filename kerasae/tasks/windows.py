@@ -21,9 +21,7 @@ class Windows:
 
     def _series(self, X, reset=False):
         """`[(values, times or None)]` of one series or a list of them: float64 `(rows, channels)` with NaN."""
-        several = (
-            isinstance(X, (list, tuple)) and len(X) and all(hasattr(part, "shape") and np.ndim(part) for part in X)
-        )
+        several = _is_several(X)
         parts = []
         for i, part in enumerate(X if several else [X]):
             where = f" of series {i + 1}" if several else ""
@@ -52,9 +50,13 @@ class Windows:
                 raise ValueError(
                     f"X must be a frame with the column {self.time!r}, as `time` says. Received: {type(part).__name__}"
                 )
-            return np.asarray(part[self.time])
-        index = np.asarray(getattr(part, "index", 0)) if hasattr(part, "iloc") else np.zeros(1)
-        return index if index.dtype.kind == "M" else None
+            times = part[self.time]
+            if np.asarray(times.iloc[:0]).dtype.kind in "OSUT" and not hasattr(times, "dt"):
+                raise ValueError(
+                    f"Column {self.time!r} holds text: turn it into times first, with pandas.to_datetime. It begins: {list(times[:2])}"
+                )
+            return _without_zone(times)
+        return _without_zone(part.index) if hasattr(part, "iloc") and hasattr(part.index, "tz") else None
 
     def _channel_names(self):
         names = getattr(self, "feature_names_in_", None)
@@ -117,7 +119,7 @@ class Windows:
             else:
                 values = series.spread(values, starts, len(grid), self.span_, self.stride_)[places]
             answers.append(values)
-        return answers if isinstance(X, (list, tuple)) and len(answers) > 1 else answers[0]
+        return answers if _is_several(X) else answers[0]
 
     def _training_windows(self, grids, cut, max_gap):
         """Scaled windows of all series in one row each, evenly thinned; which are held out; `(series, start)` of each."""
@@ -147,3 +149,14 @@ class Windows:
     def _errors(self, x):
         """Squared errors of scaled windows, `(n, window_, channels used)`."""
         return np.square(x - run(self.reconstructor_, x)).reshape(len(x), self.window_, -1)
+
+
+def _without_zone(times):
+    """A frame's times as an array of `datetime64` in UTC, or of numbers."""
+    of_times = getattr(times, "dt", times)
+    return np.asarray(times if getattr(of_times, "tz", None) is None else of_times.tz_convert(None))
+
+
+def _is_several(X):
+    """Whether X is a list of series, and not one series as a list of numbers or rows."""
+    return isinstance(X, (list, tuple)) and len(X) > 0 and all(len(getattr(part, "shape", ())) > 0 for part in X)

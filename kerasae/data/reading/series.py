@@ -25,15 +25,17 @@ class Timed:
 
 
 def seconds(times, name="times"):
-    """Times as float64: seconds of `datetime64`, numbers as they are.
+    """Times as float64: seconds of `datetime64` since the first, numbers as they are.
 
     Raises:
         ValueError: where they are missing, run backwards or repeat; the message names the rows.
     """
     times = np.asarray(times)
     if times.dtype.kind == "M":
-        numbers = times.astype("datetime64[ns]").astype("int64") / 1e9
-        numbers[np.isnat(times)] = np.nan
+        missing, whole = np.isnat(times), times.astype("datetime64[ns]").astype("int64")
+        # From the first on: float64 has no digits for nanoseconds since 1970.
+        numbers = (whole - whole[~missing].min(initial=np.iinfo("int64").max)) / 1e9
+        numbers[missing] = np.nan
     else:
         numbers = times.astype("float64")
     if numbers.ndim != 1:
@@ -144,13 +146,15 @@ def spread(values, starts, length, span, stride=1):
     full, began = np.zeros((length, *values.shape[1:])), np.zeros(length)
     full[starts], began[starts] = values, 1
     first, last = span
-    totals = np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(full, axis=0)])
     number = np.concatenate([[0], np.cumsum(began)])
     # Of a time t: windows that begin at t - last to t - first.
     low = np.clip(np.arange(length) - last, 0, length)
     high = np.clip(np.arange(length) - first + 1, 0, length)
     counts = number[high] - number[low]
-    sums = totals[high] - totals[low]
+    # Window by window, as differences of running sums would lose what follows an enormous value.
+    sums = np.zeros((length, *values.shape[1:]))
+    for back in range(first, min(last, length - 1) + 1):
+        sums[back:] += full[: length - back]
     counts = counts.reshape(-1, *[1] * (values.ndim - 1))
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     told = np.flatnonzero(number[high] > number[low])
@@ -205,11 +209,13 @@ class Stream:
         window: their length.
         span, stride: as of `spread`; every `stride`-th window is scored.
         max_gap: as of `on_grid`.
+        num_channels, channels: how many a row has, and the numbers of those that windows have.
 
     A row's score is known once the last window that tells of it is there: `delay` rows later, and `max_gap` more after a gap.
     """
 
-    def __init__(self, score, window, span, stride, max_gap):
+    def __init__(self, score, window, span, stride, max_gap, num_channels, channels):
+        self._num_channels, self._channels = num_channels, channels
         self._score, self._window, self._span, self._stride, self._max_gap = score, window, span, stride, max_gap
         self.delay = window - 1 - span[0]
         self._rows = collections.deque(maxlen=window + 2 * max_gap + 2)
@@ -218,8 +224,15 @@ class Stream:
         self._last = float("nan")
 
     def update(self, row):
-        """Takes one more row, `(channels,)`; gives `[(row's number from 0, score)]` of those whose scores it settles, mostly one."""
-        self._rows.append(np.array(row, "float64", ndmin=1))
+        """Takes one more row, `(channels,)`; gives `[(row's number from 0, score)]` of those whose scores it settles, mostly one.
+
+        Raises:
+            ValueError: on another number of channels than the detector was fitted to, or infinity.
+        """
+        row = np.array(row, "float64", ndmin=1)
+        if row.shape != (self._num_channels,) or np.isinf(row).any():
+            raise ValueError(f"A row must be {self._num_channels} finite numbers, or NaN. Received: {row}")
+        self._rows.append(row[self._channels])
         self._number += 1
         return self._settle(self._number - self._open_gap())
 
