@@ -15,25 +15,28 @@ ROOT = Path(__file__).parents[1]
 # What users call: names, order, defaults, and what is given by name only.
 SIGNATURES = {
     "undercomplete": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, loss='squared_error', activation='relu', "
-    "code_activation=None, output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "code_activation=None, output_activation=None, mask_value=None, encoder=None, decoder=None, **kwargs)",
     "linear": "(input_shape=None, latent_dim=None, hidden_units=(), *, tied=False, encoder=None, decoder=None, **kwargs)",
-    "deep": "(input_shape=None, latent_dim=None, hidden_units=(1000, 500, 250), network='dense', *, tied=False, loss='squared_error', "
-    "activation='relu', code_activation=None, output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "deep": "(input_shape=None, latent_dim=None, hidden_units=(1000, 500, 250), network='dense', *, tied=False, "
+    "loss='squared_error', activation='relu', code_activation=None, output_activation=None, mask_value=None, encoder=None, "
+    "decoder=None, **kwargs)",
     "denoising": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, corruption='gaussian', noise_stddev=None, "
-    "corruption_rate=None, loss='squared_error', activation='relu', code_activation=None, output_activation=None, encoder=None, "
-    "decoder=None, seed=None, **kwargs)",
+    "corruption_rate=None, loss='squared_error', activation='relu', code_activation=None, output_activation=None, "
+    "mask_value=None, encoder=None, decoder=None, seed=None, **kwargs)",
     "k_sparse": "(input_shape=None, latent_dim=None, hidden_units=(), network='dense', *, k=25, alpha=1.0, by='magnitude', tied=False, "
-    "loss='squared_error', activation='relu', code_activation=None, output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "loss='squared_error', activation='relu', code_activation=None, output_activation=None, mask_value=None, encoder=None, "
+    "decoder=None, **kwargs)",
     "sparse": "(input_shape=None, latent_dim=None, hidden_units=(), network='dense', *, sparsity_weight=1.0, sparsity_target=0.05, "
     "penalty='kl', average='example', layer_weights=None, loss='squared_error', activation='relu', code_activation=None, "
-    "output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "output_activation=None, mask_value=None, encoder=None, decoder=None, **kwargs)",
     "contractive": "(input_shape=None, latent_dim=None, hidden_units=(), network='dense', *, contraction_weight=0.1, jacobian='exact', "
-    "loss='squared_error', activation='sigmoid', code_activation='sigmoid', output_activation=None, tied=False, encoder=None, "
-    "decoder=None, **kwargs)",
+    "loss='squared_error', activation='sigmoid', code_activation='sigmoid', output_activation=None, tied=False, "
+    "mask_value=None, encoder=None, decoder=None, **kwargs)",
     "variational": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, likelihood='bernoulli', variance=1.0, "
-    "posterior='diagonal', beta=1.0, activation='relu', output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "posterior='diagonal', beta=1.0, activation='relu', output_activation=None, mask_value=None, encoder=None, "
+    "decoder=None, **kwargs)",
     "rate_distortion": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, rate_weight=0.1, activation='relu', "
-    "code_activation=None, output_activation=None, encoder=None, decoder=None, **kwargs)",
+    "code_activation=None, output_activation=None, mask_value=None, encoder=None, decoder=None, **kwargs)",
     "incomplete": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, k=20, activation='relu', "
     "output_activation=None, encoder=None, decoder=None, **kwargs)",
     "pixels": "(input_shape=None, latent_dim=None, hidden_units=None, network='dense', *, radius=4, ink_units=(64, 32), "
@@ -121,7 +124,7 @@ def test_a_family_of_a_user_s_own_is_found(plain):
 def test_shared_options_stand_in_signature_and_documentation(plain):
     assert str(inspect.signature(plain)) == (
         "(input_shape=None, latent_dim=None, hidden_units=(6,), network='dense', *, weight=1.0, loss='binary_crossentropy', tied=False, "
-        "activation='relu', output_activation=None, encoder=None, decoder=None, **kwargs)"
+        "activation='relu', output_activation=None, mask_value=None, encoder=None, decoder=None, **kwargs)"
     )
     doc = inspect.getdoc(plain)
     assert doc.startswith("A plain autoencoder.\n\nArgs:\n    input_shape: shape of one example")

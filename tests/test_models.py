@@ -391,7 +391,10 @@ def test_networks_that_do_not_fit_are_refused():
         ({"latent_dim": None}, "Pass `input_shape` and `latent_dim`"),
         ({"hidden_units": (16, -1)}, r"`hidden_units\[1\]` must be a whole number"),
         ({"hidden_units": 16}, "`hidden_units` must be a tuple"),
-        ({"network": "convolutional"}, r"one of \['conv', 'dense'\]. Received: 'convolutional'. Did you mean 'conv'"),
+        (
+            {"network": "convolutional"},
+            r"one of \['conv', 'conv1d', 'dense', 'gru', 'lstm'\]. Received: 'convolutional'. Did you mean 'conv'",
+        ),
         ({"network": "conv", "input_shape": (64,)}, r"needs `input_shape` \(height, width, channels\)"),
         ({"input_shape": ()}, "at least one dimension"),
         ({"input_shape": (None, 8)}, r"`input_shape\[0\]`"),

@@ -8,7 +8,9 @@ from kerasae.networks import takes_networks
 
 @family(title="linear", purpose="the subspace that PCA finds, by gradient descent", paper="Baldi & Hornik 1989")
 @takes_networks(
-    hidden_units=(), tied=False, without=("network", "loss", "activation", "code_activation", "output_activation")
+    hidden_units=(),
+    tied=False,
+    without=("network", "loss", "activation", "code_activation", "output_activation", "mask_value"),
 )
 def linear(networks, **kwargs):
     """A linear autoencoder with squared error: it learns the subspace that PCA spans.

@@ -226,7 +226,7 @@ def _mlp(hidden_units, num_outputs, name):
     purpose="likelihoods of 8-bit grey images: lossless compression",
     paper="Gulrajani et al. 2017",
 )
-@takes_networks(without=("loss", "code_activation", "output_activation"))
+@takes_networks(without=("loss", "code_activation", "output_activation", "mask_value"))
 def pixels(networks, *, radius=4, ink_units=(64, 32), value_units=(256, 160), **kwargs):
     """A variational autoencoder of 8-bit grey images: each pixel's 256 levels depend on the code and the pixels before it.
 
