@@ -208,9 +208,8 @@ def test_padding_is_found_behind_other_layers():
     np.testing.assert_array_equal(
         padding.mask(np.float32([[[2.0], [3.0], [1.0], [1.0]]])), [[True, True, False, False]]
     )
-    np.testing.assert_array_equal(
-        padding.keep(np.float32([[[2.0], [1.0]]]), np.float32([[[7.0], [7.0]]])), [[[7], [1]]]
-    )
+    kept = padding.keep(np.float32([[[2.0], [3.0], [1.0], [1.0]]]), np.full((1, 4, 1), 7, "float32"))
+    np.testing.assert_array_equal(kept, [[[7], [7], [1], [1]]])
     assert sequences.padding_of(keras.Model(x, layers.Flatten()(x))) is None
     decoder = keras.Sequential([keras.Input((2,)), layers.Dense(4), layers.Reshape((4, 1))])
     with pytest.raises(ValueError, match="Layers stand between x and the one that makes the mask"):

@@ -204,7 +204,7 @@ def test_errors_of_reconstructions_and_forecasts(sensors, measure):
         reconstruction = model.decoder(model.encoder(hidden)).numpy()
         expected = np.square(x[:, -2:] - reconstruction[:, -2:]).mean()
         np.testing.assert_allclose(detector.scorer_.predict(x, verbose=0), -expected, rtol=1e-4)
-        changed = new[:16][None] + np.where(np.arange(16) >= 14, 100, 0)[:, None]
+        changed = new[:16][None] + np.where(np.arange(16) >= 15, 100, 0)[:, None]
         told = [detector.window_reconstructions(windows) for windows in (new[:16][None], changed)]
         np.testing.assert_array_equal(*told)
         y = np.where(np.arange(200) // 20 == 5, -1, 1)
