@@ -4,6 +4,7 @@ Padding stands behind an example. A layer that makes a mask says where: `keras.l
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -95,9 +96,8 @@ class MaskedConv1D(layers.Conv1D):
         return ops.any(ops.reshape(mask, (-1, mask.shape[1] // stride, stride)), axis=-1)
 
 
-@keras.saving.register_keras_serializable("kerasae")
-class MaskedFlatten(layers.Layer):
-    """`(batch, steps, channels)` to `(batch, steps * channels)`, with zeros for padding."""
+class _ToVector(layers.Layer):
+    """A layer without weights from sequence to vector, behind which there is no mask."""
 
     compiles_well = True
 
@@ -106,26 +106,24 @@ class MaskedFlatten(layers.Layer):
         self.supports_masking = True
         self.built = True
 
-    def call(self, inputs, mask=None):
-        return ops.reshape(_without_padding(inputs, mask), (-1, inputs.shape[1] * inputs.shape[2]))
-
     def compute_mask(self, inputs, mask=None):
         return None
+
+
+@keras.saving.register_keras_serializable("kerasae")
+class MaskedFlatten(_ToVector):
+    """`(batch, steps, channels)` to `(batch, steps * channels)`, with zeros for padding."""
+
+    def call(self, inputs, mask=None):
+        return ops.reshape(_without_padding(inputs, mask), (-1, inputs.shape[1] * inputs.shape[2]))
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], input_shape[1] * input_shape[2])
 
 
 @keras.saving.register_keras_serializable("kerasae")
-class LastStep(layers.Layer):
+class LastStep(_ToVector):
     """The last step that is no padding: `(batch, steps, channels)` to `(batch, channels)`; zeros where all is padding."""
-
-    compiles_well = True
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-        self.built = True
 
     def call(self, inputs, mask=None):
         if mask is None:
@@ -134,9 +132,6 @@ class LastStep(layers.Layer):
         last = ops.max(ops.where(mask, steps, -1), axis=1, keepdims=True)
         # A sum of one step and zeros, which every format has.
         return ops.sum(inputs * ops.cast(steps == last, inputs.dtype)[..., None], axis=1)
-
-    def compute_mask(self, inputs, mask=None):
-        return None
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], input_shape[2])
@@ -162,11 +157,11 @@ class CausalGRU(_KeepsMask, layers.GRU):
 
     def __init__(self, units, **kwargs):
         super().__init__(units, **{"return_sequences": True, **kwargs})
-        usual = keras.layers.GRU(units, return_sequences=True).get_config()
+        parameters = inspect.signature(layers.GRU.__init__).parameters
+        usual = {name: parameter.default for name, parameter in parameters.items()} | {"return_sequences": True}
         fixed = ("activation", "recurrent_activation", "use_bias", "reset_after", "dropout", "recurrent_dropout")
         fixed += ("return_sequences", "return_state", "go_backwards", "stateful")
-        config = self.get_config()
-        if changed := [name for name in fixed if config[name] != usual[name]]:
+        if changed := [name for name in fixed if kwargs.get(name, usual[name]) != usual[name]]:
             raise ValueError(
                 f"A CausalGRU has Keras's defaults in {changed}, and gives all steps. Take keras.layers.GRU."
             )

@@ -283,3 +283,11 @@ def test_each_channel_of_series_is_scaled():
     np.testing.assert_allclose(preparation.invert(x), values, rtol=1e-6)
     assert "each channel scaled" in preparation.describe()
     assert recipes.with_network("undercomplete", {}, (8, 2))["network"] == "conv1d"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "batch_size"), [("conv1d", None), ("lstm", 1), ("gru", 1)])
+def test_litert_takes_convolutions_and_recurrent_layers_for_a_batch_of_one(kind, batch_size, tmp_path):
+    pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra kerasae[litert]")
+    model = builders.undercomplete((STEPS, CHANNELS), 3, KINDS[kind], kind)
+    export.export(model, tmp_path / "bundle", ("litert",), batch_size=batch_size)  # compares what the files compute
